@@ -1,0 +1,337 @@
+"""Every setting, once, with its unit and its source.
+
+`base()` declares all settings; its values run on the bundled photographs on a
+laptop in minutes. `paper()` holds the values of the PyNAS paper (section 3.2),
+`shrink()` the values of a seconds-long smoke run. Files in `configs/` start
+from one of them; the command line and keyword arguments override.
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Mapping
+import math
+import numbers
+from typing import Any
+
+import ml_collections
+
+from pynas_jax import genotype as genotype_lib
+
+MODES = ('search', 'train', 'evaluate', 'benchmark', 'pipeline')
+CHOICES = {
+  'mode': MODES,
+  'space': ('pynas',),
+  'model.upsample': genotype_lib.UPSAMPLES,
+  'model.link': genotype_lib.LINKS,
+  'model.share': ('none', 'cells', 'weights'),
+  'data.name': ('photos', 'folder'),
+  'search.estimator': ('one_path', 'two_path', 'mixture'),
+  'search.loss': ('mse', 'psnr'),
+  'train.loss': ('mse', 'psnr'),
+  'train.schedule': ('constant', 'step', 'cosine'),
+  'train.dtype': ('float32', 'bfloat16'),
+  'benchmark.dtype': ('float32', 'bfloat16'),
+}
+POSITIVE = (
+  'model.cells_per_stage', 'model.unshuffle', 'data.crop', 'data.eval_crop',
+  'data.num_validation', 'data.blurs_per_photo', 'data.num_threads',
+  'data.kernel_steps', 'search.num_trials', 'search.num_steps',
+  'search.batch_size', 'search.alpha_every', 'search.eval_every',
+  'search.patience', 'search.weight_lr', 'search.alpha_lr', 'search.tau_start',
+  'search.tau_end', 'search.score_steps',
+  'train.num_steps', 'train.batch_size', 'train.lr', 'train.decay_every',
+  'train.eval_every', 'benchmark.height', 'benchmark.width', 'benchmark.runs',
+)  # fmt: skip
+
+
+class SettingError(ValueError):
+  """A setting that cannot be used; the message names it and the way out."""
+
+
+def base() -> ml_collections.ConfigDict:
+  """Returns all settings with the values of the demo."""
+  c = ml_collections.ConfigDict()
+  c.mode = 'pipeline'  # What `main` does: one of MODES.
+  c.seed = 0  # Every random choice follows from it.
+  c.space = 'pynas'  # Search space, by its name in `spaces.SPACES`.
+  # Network to train, evaluate or time instead of the one found by a search:
+  # a genotype.json, the name of a reference ('dmphn'), or '' for the workdir's.
+  c.genotype = ''
+  # Trained network to evaluate or time: a workdir or a checkpoint; '' is the
+  # workdir of this run.
+  c.checkpoint = ''
+
+  c.model = m = ml_collections.ConfigDict()
+  m.widths = (16, 32, 64)  # Channels per stage. DMPHN: 32, 64, 128.
+  m.cells_per_stage = 1  # DMPHN: 2.
+  m.candidates = (  # PyNAS section 2.3.
+    'conv_3x3', 'conv_5x5', 'conv_3x3_dil2', 'sep_conv_3x3', 'zero',
+  )  # fmt: skip
+  m.upsample = 'pixel_shuffle'
+  m.link = 'add'  # Reading of Eq. 2: DMPHN adds; 'concat' concatenates.
+  m.global_residual = True  # Ours; DMPHN predicts the image itself.
+  m.unshuffle = 1  # Ours: fold 2x2 or 4x4 pixels into channels, for speed.
+  m.zero_init_last = True  # Ours: start from the identity (or zero).
+  # 'none' searches each scale (PyNAS_d), 'cells' shares one cell structure
+  # over all scales (PyNAS_s), 'weights' shares the weights as well.
+  m.share = 'none'
+
+  c.data = d = ml_collections.ConfigDict()
+  d.name = 'photos'  # Bundled photographs, or 'folder' of your own pairs.
+  d.root = ''  # For 'folder': holds train/ and test/, each with blur/, sharp/.
+  d.validation_fraction = 0.1  # Of the training pairs (PyNAS section 3.2).
+  d.crop = 96  # Training crop, pixels. PyNAS: 256, and 288 for odd schemes.
+  d.eval_crop = 288  # Centre crop scored during search and training, pixels.
+  d.num_validation = 8  # Pairs scored during search and training, at most.
+  d.num_threads = 2  # Loader threads.
+  d.augment = True  # Random flips and quarter turns, the same for a pair.
+  d.blurs_per_photo = 4  # Blur kernels for each held-out photograph.
+  d.kernel_size = 15  # Random-walk blur kernel side, pixels, odd.
+  d.kernel_steps = 24  # Steps of the camera's random walk.
+  d.noise_sigma = 1.0  # Gaussian noise after blur, of 255.
+
+  c.search = s = ml_collections.ConfigDict()
+  s.schemes = ('1-2', '1-2-4', '1-3')  # Proposed; () is all in the limits.
+  s.num_trials = 2  # Schemes to try, at random, none twice.
+  s.estimator = 'one_path'  # Gate gradient; 'two_path' is ProxylessNAS's.
+  s.warmup_steps = 30  # Weights only, uniformly sampled operators.
+  s.num_steps = 90  # Weight steps a stage, warm-up included. PyNAS: 80 epochs.
+  s.batch_size = 8  # PyNAS: 32.
+  s.loss = 'psnr'  # PyNAS: 'mse' (Eq. 9). Ours: 'psnr' is -PSNR per image.
+  s.alpha_every = 1  # Weight steps between alpha steps.
+  s.weight_lr = 0.02  # SGD, cosine to 0. PyNAS: 5e-4.
+  s.momentum = 0.9  # Of SGD.
+  s.clip_norm = 1.0  # Of the weight gradient; 0 is off. Ours.
+  s.alpha_lr = 0.02  # Adam. PyNAS: 1e-3.
+  s.tau_start = 5.0  # Gumbel temperature, annealed linearly (GDAS: 10).
+  s.tau_end = 0.5  # (GDAS: 0.1.)
+  s.eval_every = 30  # Steps between scores of the derived network, and saves.
+  s.patience = 5  # Scores without improvement before early stopping.
+  s.collapse_fraction = 0.5  # Stop when more of the cells than this are zero.
+  s.score_steps = 60  # Training steps of the whole candidate, for its score.
+
+  c.train = t = ml_collections.ConfigDict()
+  t.num_steps = 900  # PyNAS: 3000 epochs.
+  t.batch_size = 8  # PyNAS: 6.
+  t.lr = 1e-3  # Adam. PyNAS: 1e-4.
+  t.schedule = 'cosine'  # 'step' multiplies by decay_rate every decay_every.
+  t.decay_every = 1000  # Steps, for 'step'.
+  t.decay_rate = 0.1  # PyNAS section 3.2.
+  t.loss = 'psnr'  # As search.loss.
+  t.clip_norm = 1.0  # Of the gradient; 0 is off. Ours.
+  t.ema_decay = 0.0  # Of an average of the weights, which is kept; 0 is off.
+  t.dtype = 'float32'  # Of activations; weights stay float32.
+  t.eval_every = 150  # Steps between validation scores, and saves.
+  t.inherit = True  # Start from the weights that the search trained.
+
+  c.benchmark = b = ml_collections.ConfigDict()
+  b.height, b.width = 720, 1280  # Pixels.
+  b.runs = 20  # Timed runs after warm-up.
+  b.dtype = 'float32'
+  return c
+
+
+def paper(odd: bool = True) -> ml_collections.ConfigDict:
+  """Returns the settings of PyNAS section 3.2 on GoPro.
+
+  GoPro has 2103 training pairs, 210 of them held out: an epoch of search is 59
+  steps of 32 pairs, an epoch of training 315 steps of 6 pairs.
+
+  Args:
+    odd: Whether odd schemes are searched too, which need crops of 288.
+  """
+  c = base()
+  c.model.widths = (32, 64, 128)
+  c.model.cells_per_stage = 2
+  c.data.name, c.data.root = 'folder', 'data/GOPRO_Large'
+  c.data.crop = 288 if odd else 256
+  c.data.num_validation = 210
+  c.data.augment = False  # As the DMPHN code: random crops only.
+  c.search.schemes = ()
+  c.search.num_trials = 10  # Not in the paper.
+  c.search.batch_size = 32
+  c.search.warmup_steps = 59 * 10  # Length not in the paper.
+  c.search.num_steps = c.search.warmup_steps + 59 * 80
+  c.search.weight_lr, c.search.alpha_lr = 5e-4, 1e-3
+  c.search.clip_norm = 0.0
+  c.search.loss = 'mse'
+  c.search.eval_every = 59
+  c.search.patience = 10
+  c.search.score_steps = 315 * 210
+  c.train.num_steps = 315 * 3000
+  c.train.batch_size = 6
+  c.train.lr, c.train.schedule = 1e-4, 'step'
+  c.train.decay_every = 315 * 1000  # As the DMPHN code.
+  c.train.loss = 'mse'
+  c.train.clip_norm = 0.0
+  c.train.eval_every = 315 * 5
+  c.train.inherit = False
+  c.benchmark.runs = 100
+  return c
+
+
+def shrink(c: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+  """Returns the settings of a run of seconds, to check that all parts turn."""
+  c.model.widths, c.model.cells_per_stage = (4, 8), 1
+  c.data.crop, c.data.eval_crop, c.data.num_validation = 24, 48, 2
+  c.data.blurs_per_photo, c.data.kernel_size = 1, 7
+  c.search.schemes, c.search.num_trials = ('1-2',), 1
+  c.search.warmup_steps, c.search.num_steps = 2, 4
+  c.search.batch_size = c.train.batch_size = 2
+  c.search.eval_every = 2
+  c.search.score_steps = 2
+  c.train.num_steps, c.train.decay_every = 4, 2
+  c.train.eval_every = 2
+  c.benchmark.height, c.benchmark.width, c.benchmark.runs = 48, 64, 3
+  return c
+
+
+def variant(arg: str, variants: Mapping[str, Any]) -> Any:
+  """Returns the value named by a config file's `:variant`.
+
+  Args:
+    arg: Text after the colon of `--config=file.py:variant`, or ''.
+    variants: Name -> value; '' names the default.
+
+  Raises:
+    SettingError: Names the nearest variant.
+  """
+  if arg not in variants:
+    names = sorted(name for name in variants if name)
+    raise SettingError(
+      f'config variant is {arg!r}; expected one of {", ".join(names)}.'
+      + genotype_lib.nearest(arg, names)
+    )
+  return variants[arg]
+
+
+def _kind(value: Any) -> str:
+  if isinstance(value, bool):
+    return 'true or false'
+  if isinstance(value, numbers.Integral):
+    return 'a whole number'
+  if isinstance(value, numbers.Real):
+    return 'a number'
+  if isinstance(value, tuple):
+    return 'a tuple'
+  return 'text' if isinstance(value, str) else type(value).__name__
+
+
+def override(
+  c: ml_collections.ConfigDict, values: Mapping[str, Any]
+) -> ml_collections.ConfigDict:
+  """Sets settings from `{'train.num_steps': 10}` or `{'train': {...}}`.
+
+  Raises:
+    SettingError: Names an unknown setting and the nearest right one, or a
+      value of the wrong type.
+  """
+  leaves = flatten(c)
+  for name, value in values.items():
+    if isinstance(value, Mapping):
+      override(c, {f'{name}.{key}': v for key, v in value.items()})
+      continue
+    if name not in leaves:
+      raise SettingError(
+        f'{name!r} is not a setting.' + genotype_lib.nearest(name, list(leaves))
+      )
+    old = leaves[name]
+    if isinstance(value, list):
+      value = tuple(value)
+    if _kind(old) == 'a number' and _kind(value) == 'a whole number':
+      value = float(value)
+    if _kind(old) != _kind(value):
+      raise SettingError(f'{name} is {value!r}; expected {_kind(old)}.')
+    group, _, leaf = name.rpartition('.')
+    # The old type, as NumPy's numbers are welcome but no JSON.
+    setattr(c[group] if group else c, leaf, type(old)(value))
+  return c
+
+
+def flatten(c: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+  """Returns `{'train.lr': 1e-3, ...}`, in the order of declaration."""
+  leaves = collections.OrderedDict()
+  for name in c:
+    value = c[name]
+    if isinstance(value, (Mapping, ml_collections.ConfigDict)):
+      leaves.update(flatten(value, f'{prefix}{name}.'))
+    else:
+      leaves[prefix + name] = value
+  return leaves
+
+
+def _require(condition: bool, name: str, value: Any, expected: str) -> None:
+  if not condition:
+    raise SettingError(f'{name} is {value!r}; expected {expected}.')
+
+
+def validate(c: ml_collections.ConfigDict) -> None:
+  """Checks every setting before any work.
+
+  Raises:
+    SettingError: Names the first bad setting, its value and what was expected.
+  """
+  leaves = flatten(c)
+  known = flatten(base())
+  for name in [*leaves, *known]:
+    if name not in known:
+      raise SettingError(
+        f'{name!r} is not a setting.' + genotype_lib.nearest(name, list(known))
+      )
+    if name not in leaves:
+      raise SettingError(f'{name} is missing; start from config.base().')
+  for name, names in CHOICES.items():
+    _require(
+      leaves[name] in names, name, leaves[name],
+      f'one of {", ".join(names)}' + genotype_lib.nearest(leaves[name], names),
+    )  # fmt: skip
+  for name in POSITIVE:
+    value = leaves[name]
+    _require(0 < value < math.inf, name, value, 'a number above 0')
+  for name in (
+    'search.warmup_steps', 'search.clip_norm', 'train.clip_norm',
+    'data.noise_sigma',
+  ):  # fmt: skip
+    _require(0 <= leaves[name] < math.inf, name, leaves[name], '0 or more')
+  _require(0 <= c.seed < 2**32, 'seed', c.seed, '0 to 4294967295')
+  for name in ('search.collapse_fraction', 'train.decay_rate'):
+    _require(0 < leaves[name] <= 1, name, leaves[name], 'above 0, at most 1')
+  for name in (
+    'train.ema_decay', 'search.momentum', 'data.validation_fraction',
+  ):  # fmt: skip
+    _require(0 <= leaves[name] < 1, name, leaves[name], '0 or more, below 1')
+  size = c.data.kernel_size
+  odd = size > 0 and size % 2 == 1
+  _require(odd, 'data.kernel_size', size, 'an odd number')
+  for i, text in enumerate(c.search.schemes):
+    try:
+      genotype_lib.parse_scheme(text)
+    except genotype_lib.GenotypeError as error:
+      raise SettingError(f'search.schemes[{i}]: {error}') from None
+  if c.data.name == 'folder':
+    _require(bool(c.data.root), 'data.root', c.data.root, 'a folder of pairs')
+  # A probe genotype checks every setting of the model that it shares.
+  candidates = c.model.candidates
+  _require(
+    len(set(map(str, candidates))) == len(candidates) > 0,
+    'model.candidates', candidates,
+    'operators, none twice',
+  )  # fmt: skip
+  try:
+    for operator in candidates:
+      num_cells = len(c.model.widths) * c.model.cells_per_stage
+      cells = (operator,) * num_cells
+      genotype_lib.PyramidGenotype(
+        scales=(genotype_lib.ScaleGenotype(1, cells, cells),),
+        widths=tuple(c.model.widths),
+        cells_per_stage=c.model.cells_per_stage,
+        unshuffle=c.model.unshuffle,
+      )
+  except genotype_lib.GenotypeError as error:
+    raise SettingError(f'model: {error}') from None
+
+
+def to_json(c: ml_collections.ConfigDict) -> str:
+  """Returns the settings as readable JSON."""
+  return c.to_json(indent=2) + '\n'

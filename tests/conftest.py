@@ -1,0 +1,51 @@
+"""Sets JAX up before any test imports it: devices, strictness, cache.
+
+Tests see four virtual CPU devices, so that data parallelism is tested anywhere;
+`jax.devices()[:1]` is the single device to compare with.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import sys
+
+_DEVICES = '--xla_force_host_platform_device_count'
+if _DEVICES not in os.environ.get('XLA_FLAGS', ''):
+  # It concerns the CPU platform alone; a GPU's devices are left as they are.
+  flags = [os.environ.get('XLA_FLAGS', ''), f'{_DEVICES}=4']
+  os.environ['XLA_FLAGS'] = ' '.join(filter(None, flags))
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+  """Strict JAX, and compiled programs kept between test runs."""
+  jax.config.update('jax_numpy_rank_promotion', 'raise')
+  # One cache per version: entries of another one are never of use.
+  name = f'jax-{jax.__version__}-py{sys.version_info.minor}'
+  cache = config.cache.mkdir(name) if config.cache else None
+  if cache and 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+    # In the environment too, for the processes that tests start.
+    os.environ['JAX_COMPILATION_CACHE_DIR'] = str(cache)
+    os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.5'
+    jax.config.update('jax_compilation_cache_dir', str(cache))
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+
+
+@pytest.fixture(scope='session')
+def root() -> pathlib.Path:
+  """The root of the source tree."""
+  return ROOT
+
+
+@pytest.fixture(scope='session')
+def shared() -> pathlib.Path:
+  """Material beside the source tree that is too big for it; skips without."""
+  path = ROOT.parent / 'shared'
+  if not path.is_dir():
+    pytest.skip(f'{path} is not there: it holds reference images and weights')
+  return path
