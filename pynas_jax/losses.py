@@ -1,0 +1,61 @@
+"""Training losses by name.
+
+Functions of batches f[B, H, W, C] of images in [0, 1] to a scalar f32[]; they
+compute in float32 whatever the network computes in. PyNAS section 3.2 trains
+with the mean squared error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import chex
+from jax import Array
+import jax.numpy as jnp
+
+EPSILON = 1e-8  # Of a squared error: keeps the gradient finite, caps at 80 dB.
+
+
+def _errors(restored: Array, sharp: Array) -> Array:
+  """Returns f32[B], the mean squared error of each image."""
+  chex.assert_rank([restored, sharp], 4)
+  chex.assert_equal_shape([restored, sharp])
+  chex.assert_type([restored, sharp], float)
+  error = restored.astype(jnp.float32) - sharp.astype(jnp.float32)
+  return jnp.square(error).mean(axis=(1, 2, 3))
+
+
+def mse(restored: Array, sharp: Array) -> Array:
+  """Returns the mean squared error.
+
+  Args:
+    restored: f[B, H, W, C].
+    sharp: f[B, H, W, C] in [0, 1].
+
+  Returns:
+    f32[].
+
+  Source: PyNAS section 3.2.
+  """
+  return _errors(restored, sharp).mean()
+
+
+def negative_psnr(restored: Array, sharp: Array) -> Array:
+  """Returns minus the mean PSNR: every image counts, however bad it is.
+
+  Args:
+    restored: f[B, H, W, C].
+    sharp: f[B, H, W, C] in [0, 1].
+
+  Returns:
+    f32[], dB; at least -80, where the gradient is 0.
+
+  Source: ours; the logarithm of the error that image restoration scores.
+  """
+  return 10.0 * jnp.log10(_errors(restored, sharp) + EPSILON).mean()
+
+
+LOSSES: dict[str, Callable[[Array, Array], Array]] = {
+  'mse': mse,
+  'psnr': negative_psnr,
+}

@@ -1,0 +1,1 @@
+"""Pure network parts: operators, gates, patches, cells and scale networks."""

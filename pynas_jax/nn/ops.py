@@ -1,0 +1,209 @@
+"""Candidate operators by name, and the convolutions that they are made of.
+
+Feature maps are [B, H, W, C], float32 or bfloat16; weights are float32. An
+operator keeps the shape. In a cell it is followed by ReLU (PyNAS section 2.3:
+no batch norm), except `conv_3x3_x2`, DMPHN's conv-ReLU-conv.
+
+XLA:CPU runs the weight gradient of a convolution inside a `lax.switch` a
+hundred times slower than outside, so `conv2d` has hand-written gradients that
+are plain convolutions again; depthwise convolutions are shifted multiply-adds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import functools
+import itertools
+
+from flax import linen as nn
+import jax
+from jax import lax
+import jax.numpy as jnp
+
+# N(0, 0.5 * sqrt(2 / (k * k * features))), as the DMPHN code.
+KERNEL_INIT = nn.initializers.variance_scaling(0.5, 'fan_out', 'normal')
+_DIMENSIONS = ('NHWC', 'HWIO', 'NHWC')
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def conv2d(x: jax.Array, kernel: jax.Array, dilation: int = 1) -> jax.Array:
+  """Convolves with stride 1 and zero padding that keeps the size.
+
+  Args:
+    x: [B, H, W, C].
+    kernel: [k, k, C, D], k odd, of the same dtype.
+    dilation: Distance between kernel taps, in pixels.
+
+  Returns:
+    [B, H, W, D].
+  """
+  pad = dilation * (kernel.shape[0] // 2)
+  return lax.conv_general_dilated(
+    x, kernel, (1, 1), [(pad, pad)] * 2, rhs_dilation=(dilation, dilation),
+    dimension_numbers=_DIMENSIONS,
+  )  # fmt: skip
+
+
+def _conv2d_forward(x, kernel, dilation):
+  return conv2d(x, kernel, dilation), (x, kernel)
+
+
+def _conv2d_backward(dilation, saved, grad):
+  x, kernel = saved
+  flipped = kernel[::-1, ::-1].swapaxes(2, 3)
+  # dW[i, j] = sum over images and pixels of x shifted by the tap, times grad:
+  # a convolution whose batch is C and whose kernel is the gradient. The
+  # explicit transposes are what XLA:CPU's fast path asks for.
+  pad = dilation * (kernel.shape[0] // 2)
+  kernel_grad = lax.conv_general_dilated(
+    x.transpose(3, 1, 2, 0), grad.transpose(1, 2, 0, 3),
+    (dilation, dilation), [(pad, pad)] * 2, dimension_numbers=_DIMENSIONS,
+  )  # fmt: skip
+  return conv2d(grad, flipped, dilation), kernel_grad.transpose(1, 2, 0, 3)
+
+
+conv2d.defvjp(_conv2d_forward, _conv2d_backward)
+
+
+def depthwise_conv2d(x: jax.Array, kernel: jax.Array) -> jax.Array:
+  """Convolves each channel with its own kernel, by shifted multiply-adds.
+
+  Args:
+    x: [B, H, W, C].
+    kernel: [k, k, C], k odd.
+
+  Returns:
+    [B, H, W, C].
+  """
+  size = kernel.shape[0]
+  h, w = x.shape[1:3]
+  pad = (size // 2, size // 2)
+  padded = jnp.pad(x, ((0, 0), pad, pad, (0, 0)))
+  taps = itertools.product(range(size), repeat=2)
+  return sum(
+    padded[:, i : i + h, j : j + w] * kernel[i, j][None, None, None]
+    for i, j in taps
+  )
+
+
+class Conv(nn.Module):
+  """Convolution with bias; symmetric zero padding, as PyTorch pads.
+
+  Attributes:
+    features: Output channels.
+    kernel_size: Odd, in pixels.
+    dilation: Distance between taps, in pixels.
+    stride: 1, or 2 to halve the resolution.
+    kernel_init: Initialiser of the kernel; the bias starts at 0.
+    dtype: Of the arithmetic.
+  """
+
+  features: int
+  kernel_size: int = 3
+  dilation: int = 1
+  stride: int = 1
+  kernel_init: Callable = KERNEL_INIT
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
+    kernel = self.param('kernel', self.kernel_init, shape)
+    bias = self.param('bias', nn.initializers.zeros, (self.features,))
+    x, kernel, bias = x.astype(self.dtype), *(
+      p.astype(self.dtype) for p in (kernel, bias)
+    )
+    if self.stride == 1:
+      y = conv2d(x, kernel, self.dilation)
+    else:
+      pad = self.kernel_size // 2
+      y = lax.conv_general_dilated(
+        x, kernel, (self.stride,) * 2, [(pad, pad)] * 2,
+        dimension_numbers=_DIMENSIONS,
+      )  # fmt: skip
+    return y + bias[None, None, None]
+
+
+class SeparableConv(nn.Module):
+  """Depthwise convolution, then a 1x1 convolution."""
+
+  features: int
+  kernel_size: int = 3
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    shape = (self.kernel_size, self.kernel_size, x.shape[-1])
+    # One input channel a filter: the fan is that of a k x k x 1 kernel.
+    init = nn.initializers.normal(1.0 / self.kernel_size)
+    kernel = self.param('depthwise', init, shape).astype(self.dtype)
+    x = depthwise_conv2d(x.astype(self.dtype), kernel)
+    return Conv(self.features, 1, dtype=self.dtype, name='pointwise')(x)
+
+
+class DoubleConv(nn.Module):
+  """conv-ReLU-conv: the residual branch of DMPHN."""
+
+  features: int
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    x = nn.relu(Conv(self.features, dtype=self.dtype, name='conv1')(x))
+    return Conv(self.features, dtype=self.dtype, name='conv2')(x)
+
+
+class Zero(nn.Module):
+  """No connection: returns zeros."""
+
+  features: int
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    return jnp.zeros_like(x, dtype=self.dtype)
+
+
+OPS: dict[str, Callable[..., nn.Module]] = {
+  'conv_3x3': Conv,
+  'conv_5x5': functools.partial(Conv, kernel_size=5),
+  'conv_3x3_dil2': functools.partial(Conv, dilation=2),
+  'sep_conv_3x3': SeparableConv,
+  'zero': Zero,
+  'conv_3x3_x2': DoubleConv,
+}
+NOT_ACTIVATED = ('conv_3x3_x2',)
+
+
+def count_conv(kernel_size: int, c_in: int, c_out: int) -> tuple[int, int]:
+  """Returns (parameters with bias, multiply-adds per output pixel).
+
+  >>> count_conv(3, 3, 32)
+  (896, 864)
+  """
+  macs = kernel_size * kernel_size * c_in * c_out
+  return macs + c_out, macs
+
+
+def count(name: str, features: int) -> tuple[int, int]:
+  """Returns (parameters, multiply-adds per pixel) of an operator.
+
+  Args:
+    name: Key of `OPS`.
+    features: Channels in and out.
+
+  >>> count('conv_3x3', 32)
+  (9248, 9216)
+  >>> count('zero', 32)
+  (0, 0)
+  """
+  conv3 = count_conv(3, features, features)
+  depthwise, pointwise = 9 * features, count_conv(1, features, features)
+  return {
+    'conv_3x3': conv3,
+    'conv_5x5': count_conv(5, features, features),
+    'conv_3x3_dil2': conv3,
+    'sep_conv_3x3': (depthwise + pointwise[0], depthwise + pointwise[1]),
+    'zero': (0, 0),
+    'conv_3x3_x2': (2 * conv3[0], 2 * conv3[1]),
+  }[name]

@@ -1,0 +1,125 @@
+"""Multi-patch split and merge, and padding for images of any size.
+
+Images are f[B, H, W, C]. Patches of a level ride on the batch axis, so one
+network call sees them all. The grids nest (`genotype.grids`), so a merged
+feature map can be split again along the grid of any other level.
+
+Source: PyNAS section 2.2 (Eqs. 3 and 4); the order of the axes is DMPHN's.
+"""
+
+from __future__ import annotations
+
+import chex
+import jax
+import jax.numpy as jnp
+
+
+def split(image: jax.Array, *, rows: int, cols: int) -> jax.Array:
+  """Splits images into a row-major grid of non-overlapping patches.
+
+  Patch `r * cols + c` of an image is `image[r*h:(r+1)*h, c*w:(c+1)*w]`;
+  `merge` is the exact inverse.
+
+  Args:
+    image: [B, H, W, C].
+    rows: Patches along H.
+    cols: Patches along W.
+
+  Returns:
+    [B * rows * cols, H // rows, W // cols, C].
+
+  Raises:
+    ValueError: If the grid does not divide the image.
+
+  >>> split(jnp.zeros((1, 8, 8, 3)), rows=2, cols=1).shape
+  (2, 4, 8, 3)
+  """
+  chex.assert_rank(image, 4)
+  b, h, w, c = image.shape
+  if h % rows or w % cols:
+    raise ValueError(
+      f'A grid of {rows}x{cols} patches does not divide an image of {h}x{w}; '
+      'pad it first with pad_to_multiple.'
+    )
+  x = image.reshape(b, rows, h // rows, cols, w // cols, c)
+  return x.swapaxes(2, 3).reshape(-1, h // rows, w // cols, c)
+
+
+def merge(patches: jax.Array, *, rows: int, cols: int) -> jax.Array:
+  """Fits the patches of `split` together again.
+
+  Args:
+    patches: [B * rows * cols, h, w, C].
+    rows: Patches along H.
+    cols: Patches along W.
+
+  Returns:
+    [B, rows * h, cols * w, C].
+
+  >>> merge(jnp.zeros((2, 4, 8, 3)), rows=2, cols=1).shape
+  (1, 8, 8, 3)
+  """
+  chex.assert_rank(patches, 4)
+  n, h, w, c = patches.shape
+  x = patches.reshape(n // (rows * cols), rows, cols, h, w, c)
+  return x.swapaxes(2, 3).reshape(-1, rows * h, cols * w, c)
+
+
+def pad_to_multiple(image: jax.Array, *, height: int, width: int) -> jax.Array:
+  """Reflects images at the bottom and right up to multiples of a size.
+
+  Args:
+    image: [B, H, W, C]; H and W may be smaller than the padding.
+    height: The result's H is a multiple of it, in pixels.
+    width: Likewise W.
+
+  Returns:
+    [B, H', W', C]; `[:, :H, :W]` is the image.
+
+  >>> pad_to_multiple(jnp.zeros((1, 720, 1280, 3)), height=12, width=12).shape
+  (1, 720, 1284, 3)
+  """
+  chex.assert_rank(image, 4)
+  pads = [(0, 0), (0, -image.shape[1] % height), (0, -image.shape[2] % width)]
+  if not any(after for _, after in pads):
+    return image
+  return jnp.pad(image, [*pads, (0, 0)], mode='reflect')
+
+
+def space_to_depth(image: jax.Array, *, factor: int) -> jax.Array:
+  """Folds `factor` x `factor` pixels into channels.
+
+  Args:
+    image: [B, H, W, C], H and W multiples of `factor`.
+    factor: 1 returns the image as it is.
+
+  Returns:
+    [B, H // factor, W // factor, factor * factor * C].
+
+  >>> space_to_depth(jnp.zeros((1, 4, 6, 3)), factor=2).shape
+  (1, 2, 3, 12)
+  """
+  chex.assert_rank(image, 4)
+  b, h, w, c = image.shape
+  x = image.reshape(b, h // factor, factor, w // factor, factor, c)
+  x = x.swapaxes(2, 3)
+  return x.reshape(b, h // factor, w // factor, factor * factor * c)
+
+
+def depth_to_space(x: jax.Array, *, factor: int) -> jax.Array:
+  """Unfolds channels into pixels: the inverse of `space_to_depth`.
+
+  Args:
+    x: [B, h, w, factor * factor * C].
+    factor: Of magnification.
+
+  Returns:
+    [B, h * factor, w * factor, C].
+
+  >>> depth_to_space(jnp.zeros((1, 2, 3, 12)), factor=2).shape
+  (1, 4, 6, 3)
+  """
+  chex.assert_rank(x, 4)
+  b, h, w, c = x.shape
+  x = x.reshape(b, h, w, factor, factor, c // (factor * factor))
+  return x.swapaxes(2, 3).reshape(b, h * factor, w * factor, -1)

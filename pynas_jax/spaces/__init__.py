@@ -1,0 +1,31 @@
+"""Search spaces by name. A new space is one file here and one line below."""
+
+from __future__ import annotations
+
+import ml_collections
+
+from pynas_jax.genotype import Genotype
+from pynas_jax.spaces.base import Space
+from pynas_jax.spaces.pynas import PyNAS
+
+SPACES: dict[str, type[Space]] = {'pynas': PyNAS}
+
+
+def make_space(config: ml_collections.ConfigDict) -> Space:
+  """Returns the space that the settings `space` and `model` describe."""
+  m = config.model
+  return SPACES[config.space](
+    widths=tuple(m.widths),
+    cells_per_stage=m.cells_per_stage,
+    operators=tuple(m.candidates),
+    upsample=m.upsample,
+    link=m.link,
+    global_residual=m.global_residual,
+    unshuffle=m.unshuffle,
+    share=m.share,
+  )
+
+
+def space_of(genotype: Genotype) -> type[Space]:
+  """Returns the space whose `network` and `count` read this genotype."""
+  return SPACES[genotype.space]
