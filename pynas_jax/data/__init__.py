@@ -1,0 +1,1 @@
+"""Images: sources of sharp and blurred pairs, blur synthesis, batches."""
