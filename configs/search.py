@@ -1,0 +1,28 @@
+"""Searches an architecture.
+
+  python -m pynas_jax.main --config=configs/search.py
+  python -m pynas_jax.main --config=configs/search.py:gopro \
+    --config.data.root=data/GOPRO_Large --workdir=runs/gopro
+
+Variants: none searches two schemes on the bundled photographs in minutes on a
+laptop; `gopro` has the settings of the PyNAS paper (PyNAS_d: cells per scale),
+`gopro_s` those of PyNAS_s (one cell structure and one set of weights for all
+scales); `tiny` runs in seconds.
+"""
+
+from pynas_jax import config as config_lib
+
+
+def get_config(arg: str = ''):
+  """Returns the settings of a search."""
+  make = {
+    '': config_lib.base,
+    'gopro': config_lib.paper,
+    'gopro_s': config_lib.paper,
+    'tiny': lambda: config_lib.shrink(config_lib.base()),
+  }
+  c = config_lib.variant(arg, make)()
+  c.mode = 'search'
+  if arg == 'gopro_s':
+    c.model.share = 'weights'
+  return c

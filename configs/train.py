@@ -1,0 +1,29 @@
+"""Trains an architecture from its beginning, and scores it.
+
+  python -m pynas_jax.main --config=configs/train.py \
+    --config.genotype=runs/search/genotype.json
+  python -m pynas_jax.main --config=configs/train.py:gopro \
+    --config.genotype=runs/gopro/genotype.json --config.data.root=GOPRO_Large
+
+Variants: none trains on the bundled photographs; `gopro` has the settings of
+the PyNAS paper; `dmphn` trains the hand-made DMPHN(1-2-4-8) with them; `tiny`
+runs in seconds.
+"""
+
+from pynas_jax import config as config_lib
+
+
+def get_config(arg: str = ''):
+  """Returns the settings of a training."""
+  make = {
+    '': config_lib.base,
+    'gopro': config_lib.paper,
+    'dmphn': lambda: config_lib.paper(odd=False),
+    'tiny': lambda: config_lib.shrink(config_lib.base()),
+  }
+  c = config_lib.variant(arg, make)()
+  c.mode = 'train'
+  if arg == 'dmphn':
+    c.genotype = 'dmphn'
+    c.model.zero_init_last = False
+  return c

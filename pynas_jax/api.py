@@ -1,0 +1,370 @@
+"""What notebooks and programs call: search, derive, train, derive_and_train.
+
+Images are [H, W, 3], uint8 or float in [0, 1]. Settings are keyword arguments
+by group, or a whole `config.base()`:
+
+  result = derive_and_train(search=dict(num_trials=1), workdir='runs/mine')
+  sharp = result.restore(blurry)
+
+Everything that is computed is in the working directory; calling again with the
+same settings goes on from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+import dataclasses
+import importlib.metadata
+import json
+from pathlib import Path
+import time
+from typing import Any
+
+import ml_collections
+import numpy as np
+
+from pynas_jax import config as config_lib
+from pynas_jax import evaluate as evaluate_lib
+from pynas_jax import logbook as logbook_lib
+from pynas_jax import plot
+from pynas_jax import train as train_lib
+from pynas_jax.data import pipeline
+from pynas_jax.deploy import benchmark as benchmark_lib
+from pynas_jax.deploy import restorer as restorer_lib
+from pynas_jax.deploy.restorer import Restorer
+from pynas_jax.deploy.restorer import load
+from pynas_jax.genotype import Genotype
+from pynas_jax.search import hierarchical
+from pynas_jax.search.hierarchical import SearchResult
+from pynas_jax.spaces import space_of
+
+__all__ = ['derive', 'derive_and_train', 'load', 'search', 'train']
+
+# Settings that may differ between two runs in one workdir: they change what is
+# done with the networks in it, not the networks.
+FREE_SETTINGS = ('mode', 'checkpoint', 'benchmark.')
+REPORT = 'report.json'
+LIBRARIES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain')
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+  """A found and trained network.
+
+  Attributes:
+    genotype: The architecture.
+    metrics: The scores on held-out images; see `evaluate`.
+    report: All that `report.json` holds.
+    restorer: The network as a function.
+    workdir: Where everything is.
+  """
+
+  genotype: Genotype
+  metrics: dict[str, float]
+  report: dict[str, Any]
+  restorer: Restorer
+  workdir: Path
+
+  def restore(self, image: np.ndarray) -> np.ndarray:
+    """Restores an image, [H, W, 3] of uint8 or of floats in [0, 1]."""
+    return self.restorer(image)
+
+  def benchmark(self, **options: Any) -> dict[str, Any]:
+    """Times the network; see `deploy.benchmark.time_restorer`."""
+    return benchmark_lib.time_restorer(self.restorer, **options)
+
+  def save(self, directory: str | Path) -> Path:
+    """Writes the network and its report, for `load`, to a new folder."""
+    directory = self.restorer.save(directory)
+    write_json(directory / REPORT, self.report)
+    return directory
+
+
+def make_config(
+  config: ml_collections.ConfigDict | None = None, **settings: Any
+) -> ml_collections.ConfigDict:
+  """Returns checked settings: `config`, or the defaults, with overrides.
+
+  Args:
+    config: Starts from these instead of `config.base()`.
+    **settings: By name or by group, such as `train=dict(num_steps=100)`.
+
+  Raises:
+    SettingError: Names a setting that does not exist or cannot be.
+  """
+  config = ml_collections.ConfigDict(config or config_lib.base())
+  config_lib.override(config, settings)
+  config_lib.validate(config)
+  return config
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+  """Writes a file in one step, so that no reader meets half of it."""
+  partial = path.with_name(path.name + '.tmp')
+  partial.write_text(json.dumps(values, indent=2) + '\n')
+  partial.replace(path)
+
+
+def open_workdir(
+  workdir: str | Path, config: ml_collections.ConfigDict
+) -> Path:
+  """Makes a working directory and writes `config.json`.
+
+  Raises:
+    SettingError: If the directory holds a run with other settings, which this
+      one would spoil.
+  """
+  workdir = Path(workdir)
+  path = workdir / 'config.json'
+  new = json.loads(config.to_json())
+  if path.exists():
+    try:
+      old = json.loads(path.read_text())
+    except ValueError:
+      raise config_lib.SettingError(
+        f'{path} is not JSON; delete it or use another workdir.'
+      ) from None
+    leaves, changed = config_lib.flatten(old), []
+    for name, value in config_lib.flatten(new).items():
+      if leaves.get(name) != value and not name.startswith(FREE_SETTINGS):
+        changed.append(f'{name} was {leaves.get(name)!r}, is {value!r}')
+    if changed:
+      raise config_lib.SettingError(
+        f'{workdir} holds a run with other settings: {"; ".join(changed)}. Use '
+        'another workdir, or delete this one to start anew.'
+      )
+  workdir.mkdir(parents=True, exist_ok=True)
+  write_json(path, new)
+  return workdir
+
+
+def commit() -> str | None:
+  """Returns the commit of the source tree, or None for an installed wheel."""
+  git = Path(__file__).parents[1] / '.git'
+  try:
+    head = (git / 'HEAD').read_text().strip()
+    if not head.startswith('ref: '):
+      return head
+    ref = head.removeprefix('ref: ')
+    if (git / ref).exists():
+      return (git / ref).read_text().strip()
+    packed = (git / 'packed-refs').read_text().splitlines()
+    return next(line.split()[0] for line in packed if line.endswith(' ' + ref))
+  except (OSError, StopIteration):
+    return None
+
+
+def versions() -> dict[str, str]:
+  """Returns the versions of this package and of what figures depend on."""
+  names = ('pynas-jax', *LIBRARIES)
+  found = {}
+  for name in names:
+    try:
+      found[name] = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+      found[name] = 'not installed'
+  return found
+
+
+def search(
+  config: ml_collections.ConfigDict | None = None,
+  *,
+  workdir: str | Path = 'runs/search',
+  **settings: Any,
+) -> SearchResult:
+  """Searches an architecture.
+
+  Args:
+    config: Settings, `config.base()` by default.
+    workdir: Takes genotype.json, architecture.svg, trials.jsonl, curves.png,
+      metrics and checkpoints; calling again resumes.
+    **settings: Overrides, by name or by group.
+
+  Returns:
+    The best architecture, its weights and all trials.
+
+  Raises:
+    SettingError: Before any work, names the setting.
+  """
+  config = make_config(config, **settings)
+  workdir = open_workdir(workdir, config)
+  with logbook_lib.Logbook(workdir) as logbook:
+    result = hierarchical.search(config, workdir=workdir, logbook=logbook)
+  derive(result, workdir)
+  plot.curves(logbook_lib.read_records(workdir), workdir / 'curves.png')
+  return result
+
+
+def derive(result: SearchResult | Genotype, workdir: str | Path) -> Genotype:
+  """Writes the found architecture as genotype.json and architecture.svg.
+
+  Args:
+    result: Of a search, or an architecture.
+    workdir: Takes the files.
+
+  Returns:
+    The architecture.
+  """
+  genotype = result if isinstance(result, Genotype) else result.genotype
+  workdir = Path(workdir)
+  workdir.mkdir(parents=True, exist_ok=True)
+  (workdir / restorer_lib.GENOTYPE).write_text(genotype.to_json())
+  size = describe_size(genotype)
+  svg = plot.architecture_svg(
+    genotype,
+    subtitle=f'{size["params"]:,} parameters, '
+    f'{size["gmacs_720p"]:.2f} GMAC at 720p',
+  )
+  (workdir / 'architecture.svg').write_text(svg)
+  return genotype
+
+
+def describe_size(genotype: Genotype) -> dict[str, float]:
+  """Returns `params`, and `gmacs_720p`: 1e9 multiply-adds at 720 x 1280."""
+  count = space_of(genotype).count
+  params, macs = count(genotype, height=720, width=1280)
+  return {'params': params, 'gmacs_720p': macs / 1e9}
+
+
+def train(
+  genotype: Genotype,
+  config: ml_collections.ConfigDict | None = None,
+  *,
+  workdir: str | Path = 'runs/train',
+  params: Any = None,
+  **settings: Any,
+) -> Restorer:
+  """Trains an architecture.
+
+  Args:
+    genotype: The architecture.
+    config: Settings, `config.base()` by default.
+    workdir: Takes checkpoints, metrics and curves.png; calling again resumes.
+    params: Weights to start from, such as `SearchResult.params`.
+    **settings: Overrides, by name or by group.
+
+  Returns:
+    The network with the weights of its best validation score.
+
+  Raises:
+    SettingError: Before any work, names the setting.
+  """
+  config = make_config(config, **settings)
+  workdir = open_workdir(workdir, config)
+  derive(genotype, workdir)
+  with logbook_lib.Logbook(workdir) as logbook:
+    result = train_lib.train(
+      genotype, config, directory=workdir / restorer_lib.CHECKPOINTS,
+      logbook=logbook, params=params,
+    )  # fmt: skip
+  plot.curves(logbook_lib.read_records(workdir), workdir / 'curves.png')
+  return Restorer(genotype, result.params, dtype=config.train.dtype)
+
+
+def evaluate(
+  restorer: Restorer,
+  config: ml_collections.ConfigDict | None = None,
+  *,
+  workdir: str | Path = 'runs/evaluate',
+  **settings: Any,
+) -> dict[str, float]:
+  """Scores a network on the test split of the data.
+
+  Args:
+    restorer: The network.
+    config: Settings, `config.base()` by default.
+    workdir: Takes samples.png and scores.json, which has the score of each
+      image.
+    **settings: Overrides, by name or by group.
+
+  Returns:
+    Means over images of `psnr_input`, `psnr`, `psnr_float`, `ssim_input`,
+    `ssim` and `ssim_3d`.
+  """
+  config = make_config(config, **settings)
+  workdir = open_workdir(workdir, config)
+  means, rows, samples = evaluate_lib.evaluate(
+    restorer, pipeline.evaluation_pairs(config),
+    num_pairs=pipeline.num_evaluation_pairs(config),
+  )  # fmt: skip
+  write_json(workdir / 'scores.json', {'mean': means, 'images': rows})
+  by_name = {row['name']: row for row in rows}
+  captions = [
+    (
+      f'{by_name[name]["psnr_input"]:.2f} dB',
+      f'{by_name[name]["psnr"]:.2f} dB',
+      '',
+    )
+    for name, *_ in samples
+  ]
+  plot.samples(samples, workdir / 'samples.png', captions=captions)
+  return means
+
+
+def derive_and_train(
+  config: ml_collections.ConfigDict | None = None,
+  *,
+  workdir: str | Path = 'runs/pipeline',
+  **settings: Any,
+) -> Result:
+  """Searches, derives, trains, evaluates and times a network.
+
+  Args:
+    config: Settings, `config.base()` by default.
+    workdir: Takes everything; calling again with the same settings resumes.
+    **settings: Overrides, by name or by group, such as
+      `data=dict(name='folder', root='photos')`.
+
+  Returns:
+    The network, its scores and its report.
+
+  Raises:
+    SettingError: Before any work, names the setting.
+  """
+  config = make_config(config, **settings)
+  workdir = open_workdir(workdir, config)
+  pipeline.num_evaluation_pairs(config)  # Data errors come before any work.
+  found = search(config, workdir=workdir)
+  began = time.monotonic()
+  restorer = train(
+    found.genotype, config, workdir=workdir,
+    params=found.params if config.train.inherit else None,
+  )  # fmt: skip
+  train_seconds = time.monotonic() - began
+  means = evaluate(restorer, config, workdir=workdir)
+  report = make_report(restorer, config, means) | {
+    'search_seconds': found.seconds,
+    'train_seconds': train_seconds,
+    'latency_720p_ms': time_restorer(restorer, config),
+  }
+  write_json(workdir / REPORT, report)
+  return Result(found.genotype, means, report, restorer, workdir)
+
+
+def time_restorer(
+  restorer: Restorer, config: ml_collections.ConfigDict
+) -> dict[str, Any]:
+  """Times a network with the settings `benchmark`."""
+  b = config.benchmark
+  restorer = Restorer(restorer.genotype, restorer.params, dtype=b.dtype)
+  logbook_lib.say(f'timing at {b.width}x{b.height}')
+  return benchmark_lib.time_restorer(
+    restorer, height=b.height, width=b.width, runs=b.runs
+  )
+
+
+def make_report(
+  restorer: Restorer,
+  config: ml_collections.ConfigDict,
+  means: Mapping[str, float],
+) -> dict[str, Any]:
+  """Returns the report of a scored network."""
+  return {
+    'genotype': restorer.genotype.to_dict(),
+    **describe_size(restorer.genotype),
+    'dataset': config.data.name,
+    **means,
+    'versions': versions(),
+    'commit': commit(),
+    'seed': config.seed,
+  }

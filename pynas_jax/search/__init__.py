@@ -1,0 +1,1 @@
+"""Search: gradient search of one stage, and of the scheme around it."""

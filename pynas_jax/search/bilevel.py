@@ -1,0 +1,321 @@
+"""Gradient search of one stage: weights and alphas in turn.
+
+Images are f32[B, H, W, 3] in [0, 1]. Source: PyNAS sections 2.3 and 3.2:
+a warm-up of the weights, then weights by SGD with a cosine schedule on the
+training pairs and alphas by Adam on the held-out ones, at most so many epochs,
+with early stopping. Ours: alternation step by step, as ProxylessNAS and GDAS;
+the score that stops is the PSNR of the derived network, and the best is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import dataclasses
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+
+from pynas_jax import losses
+from pynas_jax import parallel
+from pynas_jax import train as train_lib
+from pynas_jax.checkpoint import Checkpoints
+from pynas_jax.data import pipeline
+from pynas_jax.logbook import Logbook
+from pynas_jax.logbook import progress
+from pynas_jax.logbook import say
+from pynas_jax.nn import gates as gates_lib
+from pynas_jax.nn.gates import Gates
+from pynas_jax.search.stopping import Stopping
+from pynas_jax.spaces import base
+
+
+@struct.dataclass
+class SearchState:
+  """All that a search step changes."""
+
+  step: jax.Array  # i32[], weight steps done.
+  params: Any
+  alphas: jax.Array  # f[E, K].
+  weight_opt: Any
+  alpha_opt: Any
+
+
+class StageResult(NamedTuple):
+  """A searched stage: its draft, trained supernet weights, and record."""
+
+  draft: base.Draft
+  params: Any
+  record: dict[str, Any]
+
+
+def make_weight_tx(s: ml_collections.ConfigDict):
+  """Returns the optimizer of the weights, from the settings `search`."""
+  schedule = optax.cosine_decay_schedule(s.weight_lr, s.num_steps)
+  return train_lib.clipped(optax.sgd(schedule, s.momentum or None), s.clip_norm)
+
+
+def make_alpha_tx(s: ml_collections.ConfigDict):
+  """Returns the optimizer of the alphas, from the settings `search`."""
+  return optax.adam(s.alpha_lr)
+
+
+def init_state(
+  params: Any, alphas: jax.Array, s: ml_collections.ConfigDict
+) -> SearchState:
+  """Returns the state before the first step."""
+  return SearchState(
+    jnp.zeros((), jnp.int32), params, alphas, make_weight_tx(s).init(params),
+    make_alpha_tx(s).init(alphas),
+  )  # fmt: skip
+
+
+def temperature(step: jax.Array, s: ml_collections.ConfigDict) -> jax.Array:
+  """Returns tau: linear from tau_start, held in the warm-up, to tau_end."""
+  share = (step - s.warmup_steps) / max(s.num_steps - s.warmup_steps, 1)
+  return s.tau_start + (s.tau_end - s.tau_start) * jnp.clip(share, 0, 1)
+
+
+def make_loss(supernet: Any, loss: str) -> Callable[..., jax.Array]:
+  """Returns `loss(params, gates, batch) -> f[]`."""
+
+  def loss_fn(params: Any, gates: Gates, batch: Any) -> jax.Array:
+    restored = supernet.apply({'params': params}, batch['blurred'], gates)
+    return losses.LOSSES[loss](restored, batch['sharp'])
+
+  return loss_fn
+
+
+def keep_unsampled(new: Any, old: Any, sampled: Any) -> Any:
+  """Returns `new` with `old` values wherever an operator was not sampled.
+
+  Args:
+    new: A pytree with subtrees like the parameters, such as an optimizer's
+      moments; other leaves are taken as they are.
+    old: Likewise, before the update.
+    sampled: bool[] per leaf of the parameters.
+  """
+  structure = jax.tree.structure(sampled)
+
+  def is_like_params(tree):
+    return jax.tree.structure(tree) == structure
+
+  def choose(new, old):
+    if not is_like_params(new):
+      return new
+    return jax.tree.map(lambda m, a, b: jnp.where(m, a, b), sampled, new, old)
+
+  return jax.tree.map(choose, new, old, is_leaf=is_like_params)
+
+
+def make_weight_step(
+  space: base.Space,
+  stage: str,
+  supernet: Any,
+  s: ml_collections.ConfigDict,
+) -> Callable[..., Any]:
+  """Returns `(state, batch, key) -> (state, metrics)` for `parallel`.
+
+  One operator per edge is sampled, runs and learns. Weights and moments of the
+  others stay as they are, bit for bit: an optimizer would move them even with
+  zero gradients. With the estimator 'mixture' all run and learn.
+  """
+  tx = make_weight_tx(s)
+  loss_fn = make_loss(supernet, s.loss)
+
+  def weight_step(state: SearchState, batch: Any, key: jax.Array):
+    key = jax.random.fold_in(jax.random.fold_in(key, state.step), 0)
+    if s.estimator == 'mixture':
+      gates = gates_lib.mixture(state.alphas)
+    else:
+      gates = gates_lib.one_path(key, state.alphas, tau=1.0)
+    value, grads = jax.value_and_grad(loss_fn)(state.params, gates, batch)
+    value, grads = parallel.mean((value, grads))
+    updates, weight_opt = tx.update(grads, state.weight_opt, state.params)
+    params = optax.apply_updates(state.params, updates)
+
+    sampled = space.sampled(params, stage, gates)
+    params, weight_opt = keep_unsampled(
+      (params, weight_opt), (state.params, state.weight_opt), sampled
+    )
+    state = state.replace(
+      step=state.step + 1, params=params, weight_opt=weight_opt
+    )
+    return state, {'loss': value}
+
+  return weight_step
+
+
+def make_alpha_step(
+  supernet: Any, s: ml_collections.ConfigDict
+) -> Callable[..., Any]:
+  """Returns `(state, batch, key) -> (state, metrics)` for `parallel`."""
+  tx = make_alpha_tx(s)
+  loss_fn = make_loss(supernet, s.loss)
+
+  def sample(alphas: jax.Array, key: jax.Array, tau: jax.Array) -> Gates:
+    if s.estimator == 'mixture':
+      return gates_lib.mixture(alphas)
+    if s.estimator == 'two_path':
+      return gates_lib.two_path(key, alphas)
+    return gates_lib.one_path(key, alphas, tau=tau)
+
+  def alpha_step(state: SearchState, batch: Any, key: jax.Array):
+    key = jax.random.fold_in(jax.random.fold_in(key, state.step), 1)
+    tau = temperature(state.step, s)
+
+    def objective(alphas):
+      gates = sample(alphas, key, tau)
+      return loss_fn(state.params, gates, batch), gates
+
+    value_and_grad = jax.value_and_grad(objective, has_aux=True)
+    (value, gates), grads = value_and_grad(state.alphas)
+    value, grads = parallel.mean((value, grads))
+    updates, alpha_opt = tx.update(grads, state.alpha_opt, state.alphas)
+    alphas = optax.apply_updates(state.alphas, updates)
+    if s.estimator == 'two_path':
+      alphas = gates_lib.rescale(state.alphas, alphas, gates.index)
+    state = state.replace(alphas=alphas, alpha_opt=alpha_opt)
+    return state, {'loss': value, 'tau': tau}
+
+  return alpha_step
+
+
+def entropy(alphas: jax.Array) -> float:
+  """Returns the mean entropy of the edges' choices, in nats."""
+  log_probs = jax.nn.log_softmax(alphas)
+  return float(-(jnp.exp(log_probs) * log_probs).sum(axis=-1).mean())
+
+
+def search_stage(
+  space: base.Space,
+  draft: base.Draft,
+  stage: str,
+  config: ml_collections.ConfigDict,
+  *,
+  key: jax.Array,
+  params: Any,
+  directory: Path,
+  logbook: Logbook,
+  name: str,
+) -> StageResult:
+  """Searches one stage, or goes on where the same call was stopped.
+
+  Args:
+    space: The search space.
+    draft: The architecture so far.
+    stage: One of `space.stages(draft)`.
+    config: Settings; reads `seed`, `model`, `data` and `search`.
+    key: PRNG key of this stage.
+    params: Weights of the scales searched before, to train on; {} for none.
+    directory: Of the checkpoints.
+    logbook: Takes losses and scores.
+    name: Of this stage in the logbook.
+
+  Returns:
+    The best draft and its supernet's weights.
+
+  Raises:
+    train.TrainingError: If the loss is not a number.
+  """
+  s = config.search
+  options = {'zero_init_last': config.model.zero_init_last}
+  supernet = space.supernet(draft, stage, **options)
+  init_key, alpha_key, step_key = jax.random.split(key, 3)
+  alphas = space.init_alphas(alpha_key, draft, stage)
+  fresh = base.init_params(init_key, supernet, gates_lib.argmax(alphas))
+  state = init_state(base.inherit(fresh, params), alphas, s)
+  weight_step = parallel.make_parallel(
+    make_weight_step(space, stage, supernet, s)
+  )
+  alpha_step = parallel.make_parallel(make_alpha_step(supernet, s))
+  score = train_lib.make_score(supernet)
+  weight_batches, alpha_batches = (
+    pipeline.make_train_iterator(
+      config, split=split, batch_size=s.batch_size, crop=config.data.crop,
+      seed=config.seed,
+    )
+    for split in ('train', 'validation')
+  )  # fmt: skip
+  held_out = pipeline.validation_batch(config)
+  stopping = Stopping(s.patience, s.collapse_fraction)
+
+  with Checkpoints(directory, keep_best_metric='psnr') as checkpoints:
+    start = checkpoints.latest() or 0
+    if start:
+      arrays, meta = checkpoints.restore(start, {'state': state})
+      state = arrays['state']
+      weight_batches.set_state(meta['weight_data'])
+      alpha_batches.set_state(meta['alpha_data'])
+      stopping = Stopping(**meta['stopping'])
+    logbook.rewind(name, start)
+    end = start if stopping.reason else s.num_steps
+    with progress(s.num_steps, name, start=start) as bar:
+      for step in range(start + 1, end + 1):
+        state, figures = weight_step(state, next(weight_batches), step_key)
+        since = step - s.warmup_steps
+        alpha_figures = None
+        if since > 0 and since % s.alpha_every == 0:
+          state, alpha_figures = alpha_step(
+            state, next(alpha_batches), step_key
+          )
+        if step % s.eval_every and step < s.num_steps:
+          bar.update(step)
+          continue
+
+        loss = float(figures['loss'])
+        train_lib.check_finite(loss, what=name, step=step)
+        derived = space.derive(draft, stage, state.alphas)
+        psnr = score(state.params, held_out, gates_lib.argmax(state.alphas))
+        best = stopping.best
+        if since > 0:
+          index = gates_lib.argmax(state.alphas).index[:, 0]
+          operators = space.candidates(stage)
+          cells = tuple(operators[int(i)] for i in index)
+          stopping = stopping.update(psnr, cells)
+        is_best = stopping.best is not None and stopping.best != best
+        bar.update(step, loss=loss, psnr=psnr)
+        record = {
+          'train/loss': loss,
+          'validation/psnr': psnr,
+          'alphas/entropy': entropy(state.alphas),
+          'alphas/tau': float(temperature(state.step, s)),
+        }
+        if alpha_figures is not None:
+          objective = float(alpha_figures['loss'])
+          train_lib.check_finite(objective, what=f'{name}, alphas', step=step)
+          record['alphas/objective'] = objective
+        logbook.write(name, step, record)
+        checkpoints.save(
+          step,
+          arrays={'state': state},
+          meta={
+            'weight_data': weight_batches.get_state(),
+            'alpha_data': alpha_batches.get_state(),
+            'stopping': dataclasses.asdict(stopping),
+            'psnr': psnr,
+          },
+          # A score in the warm-up or of a collapsed network is not kept.
+          metrics={'psnr': psnr if is_best else 0.0},
+        )
+        if stopping.reason:
+          say(f'{name}: stopped at step {step}: {stopping.reason}')
+          break
+
+    last, best_step = checkpoints.latest(), checkpoints.best()
+    arrays, meta = checkpoints.restore(best_step, {'state': state})
+  state = arrays['state']
+  derived = space.derive(draft, stage, state.alphas)
+  record = {
+    'stage': stage,
+    'psnr': meta['psnr'],
+    'best_step': best_step,
+    'steps': last,
+    'stopped': stopping.reason,
+    'alphas': jnp.asarray(state.alphas).tolist(),
+  }
+  return StageResult(derived, state.params, record)

@@ -1,0 +1,216 @@
+"""Training of one architecture (PyNAS section 3.2).
+
+Images are f32[B, H, W, 3] in [0, 1]; networks see them minus 0.5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+
+from pynas_jax import losses
+from pynas_jax import metrics
+from pynas_jax import parallel
+from pynas_jax.checkpoint import Checkpoints
+from pynas_jax.data import pipeline
+from pynas_jax.genotype import Genotype
+from pynas_jax.logbook import Logbook
+from pynas_jax.logbook import progress
+from pynas_jax.spaces import base
+from pynas_jax.spaces import space_of
+
+
+class TrainingError(RuntimeError):
+  """Training that cannot go on, such as a loss that is not a number."""
+
+
+@struct.dataclass
+class TrainState:
+  """All that a training step changes."""
+
+  step: jax.Array  # i32[], steps done.
+  params: Any
+  opt_state: Any
+  averaged: Any  # Exponential moving average of params; {} when off.
+
+
+class TrainResult(NamedTuple):
+  """A trained network: parameters of the best validation score, in dB."""
+
+  params: Any
+  psnr: float
+  steps: int
+
+
+def make_schedule(
+  t: ml_collections.ConfigDict, num_steps: int
+) -> optax.Schedule:
+  """Returns the learning rate by step, from the settings `train`."""
+  if t.schedule == 'cosine':
+    return optax.cosine_decay_schedule(t.lr, num_steps)
+  if t.schedule == 'step':
+    return optax.exponential_decay(
+      t.lr, t.decay_every, t.decay_rate, staircase=True
+    )
+  return optax.constant_schedule(t.lr)
+
+
+def clipped(
+  tx: optax.GradientTransformation, clip_norm: float
+) -> optax.GradientTransformation:
+  """Returns the optimizer behind a clip of the gradient's norm; 0 is off."""
+  clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
+  return optax.chain(clip, tx)
+
+
+def init_state(
+  params: Any, tx: optax.GradientTransformation, *, ema_decay: float
+) -> TrainState:
+  """Returns the state before the first step."""
+  averaged = jax.tree.map(jnp.copy, params) if ema_decay else {}
+  return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), averaged)
+
+
+def make_train_step(
+  network: Any, tx: optax.GradientTransformation, *, loss: str, ema_decay: float
+) -> Callable[..., Any]:
+  """Returns `(state, batch, key) -> (state, metrics)` for `parallel`."""
+
+  def train_step(state: TrainState, batch: Any, key: jax.Array):
+    del key  # Nothing is random here.
+
+    def loss_fn(params):
+      restored = network.apply({'params': params}, batch['blurred'])
+      return losses.LOSSES[loss](restored, batch['sharp'])
+
+    value, grads = jax.value_and_grad(loss_fn)(state.params)
+    value, grads = parallel.mean((value, grads))
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    averaged = state.averaged
+    if ema_decay:
+      averaged = optax.incremental_update(params, averaged, 1 - ema_decay)
+    state = TrainState(state.step + 1, params, opt_state, averaged)
+    return state, {'loss': value, 'grad_norm': optax.global_norm(grads)}
+
+  return train_step
+
+
+def make_score(network: Any) -> Callable[..., float]:
+  """Returns `score(params, batch, *gates) -> PSNR in dB`, rounded to 8 bits."""
+
+  @jax.jit
+  def score_image(params, blurred, sharp, *args):
+    restored = network.apply({'params': params}, blurred[None], *args)
+    return metrics.psnr(metrics.quantize(restored), sharp[None])[0]
+
+  def score(params, batch, *args):
+    pairs = zip(batch['blurred'], batch['sharp'], strict=True)
+    values = [float(score_image(params, b, s, *args)) for b, s in pairs]
+    return sum(values) / len(values)
+
+  return score
+
+
+def check_finite(value: float, *, what: str, step: int) -> None:
+  """Raises TrainingError if a loss is not a number."""
+  if not math.isfinite(value):
+    raise TrainingError(
+      f'{what}: the loss is {value} at step {step}. The last checkpoint is '
+      'kept; lower the learning rate or set clip_norm, in a new workdir.'
+    )
+
+
+def train(
+  genotype: Genotype,
+  config: ml_collections.ConfigDict,
+  *,
+  directory: Path,
+  logbook: Logbook,
+  stage: str = 'train',
+  params: Any = None,
+  num_steps: int | None = None,
+) -> TrainResult:
+  """Trains a network, or goes on where the same call was stopped.
+
+  Args:
+    genotype: The architecture.
+    config: Settings; reads `seed`, `model`, `data` and `train`.
+    directory: Of the checkpoints.
+    logbook: Takes losses and scores.
+    stage: Name of this training in the logbook.
+    params: Parameters to start from, all or some; the others are drawn.
+    num_steps: Steps, instead of the setting `train.num_steps`.
+
+  Returns:
+    The parameters that scored best on the validation split.
+
+  Raises:
+    TrainingError: If the loss is not a number.
+  """
+  t = config.train
+  num_steps = num_steps or t.num_steps
+  network = space_of(genotype).network(
+    genotype, zero_init_last=config.model.zero_init_last,
+    dtype=jnp.dtype(t.dtype),
+  )  # fmt: skip
+  key = jax.random.key(config.seed)
+  fresh = base.init_params(key, network)
+  tx = clipped(optax.adam(make_schedule(t, num_steps)), t.clip_norm)
+  state = init_state(base.inherit(fresh, params), tx, ema_decay=t.ema_decay)
+  step_fn = parallel.make_parallel(
+    make_train_step(network, tx, loss=t.loss, ema_decay=t.ema_decay)
+  )
+  score = make_score(network)
+  batches = pipeline.make_train_iterator(
+    config, split='train', batch_size=t.batch_size, crop=config.data.crop,
+    seed=config.seed,
+  )  # fmt: skip
+  held_out = pipeline.validation_batch(config)
+
+  with Checkpoints(directory, keep_best_metric='psnr') as checkpoints:
+    start = checkpoints.latest() or 0
+    if start:
+      arrays, meta = checkpoints.restore(start, {'state': state})
+      state = arrays['state']
+      batches.set_state(meta['data'])
+    logbook.rewind(stage, start)
+    with progress(num_steps, stage, start=start) as bar:
+      for step in range(start + 1, num_steps + 1):
+        state, figures = step_fn(state, next(batches), key)
+        if step % t.eval_every and step < num_steps:
+          bar.update(step)
+          continue
+        loss = float(figures['loss'])
+        check_finite(loss, what=stage, step=step)
+        best = state.averaged if t.ema_decay else state.params
+        psnr = score(best, held_out)
+        bar.update(step, loss=loss, psnr=psnr)
+        logbook.write(
+          stage, step, {
+            'train/loss': loss,
+            'train/grad_norm': float(figures['grad_norm']),
+            'validation/psnr': psnr,
+          },
+        )  # fmt: skip
+        checkpoints.save(
+          step,
+          arrays={'state': state, 'params': best},
+          meta={
+            'genotype': genotype.to_dict(),
+            'data': batches.get_state(),
+            'psnr': psnr,
+          },
+          metrics={'psnr': psnr},
+        )
+    best_step = checkpoints.best()
+    arrays, meta = checkpoints.restore(best_step, {'params': fresh})
+    return TrainResult(arrays['params'], meta['psnr'], num_steps)

@@ -1,0 +1,138 @@
+"""The package keeps to its layers, and to what it may import and call."""
+
+from __future__ import annotations
+
+import ast
+import configparser
+import functools
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+PACKAGE = pathlib.Path(__file__).resolve().parents[1] / 'pynas_jax'
+
+# A module imports only modules above it. Names are relative to the package.
+ORDER = (
+  'genotype', 'config', 'losses', 'metrics',
+  'nn', 'nn.patches', 'nn.ops', 'nn.gates', 'nn.mixed', 'nn.blocks',
+  'spaces.base', 'spaces.pynas', 'spaces.dmphn', 'spaces',
+  'data', 'data.blur', 'data.sources', 'data.pipeline',
+  'checkpoint', 'parallel', 'logbook', 'plot', 'train',
+  'search', 'search.stopping', 'search.bilevel', 'search.schemes',
+  'search.hierarchical',
+  'deploy', 'deploy.restorer', 'deploy.benchmark',
+  'evaluate', 'api', 'main',
+)  # fmt: skip
+# The package itself loads `api`, when first asked for a function of it.
+FILES = {
+  '.'.join(path.relative_to(PACKAGE).with_suffix('').parts).removesuffix(
+    '.__init__'
+  ): path
+  for path in sorted(PACKAGE.rglob('*.py'))
+  if path != PACKAGE / '__init__.py'
+}
+NO_JAX = ('genotype', 'plot')
+FORBIDDEN_IMPORTS = ('tensorflow', 'pickle', 'cloudpickle', 'dill', 'marshal')
+FORBIDDEN_CALLS = (
+  'eval', 'exec', 'compile', '__import__', 'os.system', 'os.popen',
+)  # fmt: skip
+
+
+@functools.cache
+def tree(module: str) -> ast.Module:
+  return ast.parse(FILES[module].read_text())
+
+
+def imports(module: str) -> set[str]:
+  """Returns the full names that a module imports, lazily or not."""
+  found = set()
+  for node in ast.walk(tree(module)):
+    if isinstance(node, ast.Import):
+      found |= {alias.name for alias in node.names}
+    elif isinstance(node, ast.ImportFrom):
+      assert node.level == 0, f'{module}:{node.lineno} imports relatively'
+      found |= {f'{node.module}.{alias.name}' for alias in node.names}
+  return found
+
+
+def inner_imports(module: str) -> set[str]:
+  """Returns the modules of this package that a module imports."""
+  found = set()
+  for name in imports(module):
+    if not name.startswith('pynas_jax.'):
+      continue
+    name = name.removeprefix('pynas_jax.')
+    if name not in FILES:  # `from pynas_jax.spaces import space_of`.
+      name = name.rpartition('.')[0]
+    if name:  # '' is the package itself, for its version.
+      found.add(name)
+  return found
+
+
+def dotted(node: ast.expr) -> str:
+  """Returns 'os.system' for the expression os.system."""
+  if isinstance(node, ast.Attribute):
+    return f'{dotted(node.value)}.{node.attr}'
+  return node.id if isinstance(node, ast.Name) else ''
+
+
+def test_every_file_has_a_place_in_the_order():
+  assert sorted(ORDER) == sorted(FILES)
+
+
+@pytest.mark.parametrize('module', FILES)
+def test_imports_point_one_way(module):
+  above = set(ORDER[: ORDER.index(module)])
+  assert inner_imports(module) <= above
+
+
+@pytest.mark.parametrize('module', FILES)
+def test_nothing_forbidden_is_imported(module):
+  roots = {name.partition('.')[0] for name in imports(module)}
+  assert not roots & set(FORBIDDEN_IMPORTS)
+
+
+@pytest.mark.parametrize('module', FILES)
+def test_no_code_is_made_of_text(module):
+  for node in ast.walk(tree(module)):
+    if isinstance(node, ast.Call):
+      where = f'{module}:{node.lineno}'
+      assert dotted(node.func) not in FORBIDDEN_CALLS, where
+      for keyword in node.keywords:
+        shell = keyword.arg == 'shell'
+        assert not shell or ast.unparse(keyword.value) == 'False', where
+
+
+def run_python(code: str) -> str:
+  return subprocess.run(
+    [sys.executable, '-c', code], check=True, text=True, capture_output=True,
+    env=os.environ | {'PYTHONPATH': str(PACKAGE.parent)},
+  ).stdout.strip()  # fmt: skip
+
+
+@pytest.mark.parametrize('module', NO_JAX)
+def test_loads_no_jax(module):
+  code = f'import sys, pynas_jax.{module}; print("jax" in sys.modules)'
+  assert run_python(code) == 'False'
+
+
+def test_functions_and_subpackages_keep_apart():
+  code = """if True:
+    import pynas_jax
+    print(callable(pynas_jax.derive_and_train), callable(pynas_jax.load))
+    from pynas_jax import train
+    print(callable(train.make_schedule))
+  """
+  assert run_python(code).split() == ['True', 'True', 'True']
+
+
+def test_requirements_agree_with_setup_cfg():
+  root = PACKAGE.parent
+  setup = configparser.ConfigParser()
+  setup.read(root / 'setup.cfg')
+  expected = setup['options']['install_requires'].split()
+  lines = (root / 'requirements.txt').read_text().splitlines()
+  assert [line for line in lines if line[:1] not in ('#', '')] == expected
