@@ -26,6 +26,7 @@ import numpy as np
 from pynas_jax import config as config_lib
 from pynas_jax import evaluate as evaluate_lib
 from pynas_jax import logbook as logbook_lib
+from pynas_jax import parallel
 from pynas_jax import plot
 from pynas_jax import train as train_lib
 from pynas_jax.data import pipeline
@@ -95,6 +96,12 @@ def make_config(
   config = ml_collections.ConfigDict(config or config_lib.base())
   config_lib.override(config, settings)
   config_lib.validate(config)
+  for name in ('search', 'train'):
+    try:
+      parallel.check_batch_size(config[name].batch_size)
+    except ValueError as error:
+      message = f'{name}.batch_size: {error}'
+      raise config_lib.SettingError(message) from None
   return config
 
 

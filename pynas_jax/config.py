@@ -178,7 +178,7 @@ def shrink(c: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   c.data.blurs_per_photo, c.data.kernel_size = 1, 7
   c.search.schemes, c.search.num_trials = ('1-2',), 1
   c.search.warmup_steps, c.search.num_steps = 2, 4
-  c.search.batch_size = c.train.batch_size = 2
+  c.search.batch_size = c.train.batch_size = 4
   c.search.eval_every = 2
   c.search.score_steps = 2
   c.train.num_steps, c.train.decay_every = 4, 2

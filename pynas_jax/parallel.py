@@ -25,9 +25,6 @@ def make_parallel(
   Args:
     step: `(state, batch, key) -> (state, metrics)`; uses `mean`.
     devices: Local devices, all by default.
-
-  Raises:
-    ValueError: When called with a batch that the devices do not divide.
   """
   devices = list(devices or jax.local_devices())
   mapped = jax.pmap(
@@ -46,15 +43,16 @@ def mean(tree: Any) -> Any:
   return jax.lax.pmean(tree, AXIS)
 
 
+def check_batch_size(batch_size: int) -> None:
+  """Raises ValueError unless the local devices can share a batch."""
+  num_devices = jax.local_device_count()
+  if batch_size % num_devices:
+    raise ValueError(
+      f'a batch of {batch_size} cannot be shared by {num_devices} devices; '
+      f'expected a multiple of {num_devices}.'
+    )
+
+
 def shard(batch: Any, num_devices: int) -> Any:
   """Reshapes leaves [B, ...] to [num_devices, B // num_devices, ...]."""
-
-  def split(x):
-    if x.shape[0] % num_devices:
-      raise ValueError(
-        f'A batch of {x.shape[0]} cannot be shared by {num_devices} devices: '
-        f'set batch_size to a multiple of {num_devices}.'
-      )
-    return x.reshape(num_devices, -1, *x.shape[1:])
-
-  return jax.tree.map(split, batch)
+  return jax.tree.map(lambda x: x.reshape(num_devices, -1, *x.shape[1:]), batch)

@@ -99,7 +99,7 @@ def make_train_step(
     if ema_decay:
       averaged = optax.incremental_update(params, averaged, 1 - ema_decay)
     state = TrainState(state.step + 1, params, opt_state, averaged)
-    return state, {'loss': value, 'grad_norm': optax.global_norm(grads)}
+    return state, {'loss': value, 'grad_norm': optax.tree.norm(grads)}
 
   return train_step
 

@@ -25,11 +25,14 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 def pytest_configure(config: pytest.Config) -> None:
   """Strict JAX, and compiled programs kept between test runs."""
   jax.config.update('jax_numpy_rank_promotion', 'raise')
+  # Tests compile much and compute little. In the environment too, for the
+  # processes that tests start.
+  os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'
+  jax.config.update('jax_disable_most_optimizations', True)
   # One cache per version: entries of another one are never of use.
   name = f'jax-{jax.__version__}-py{sys.version_info.minor}'
   cache = config.cache.mkdir(name) if config.cache else None
   if cache and 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
-    # In the environment too, for the processes that tests start.
     os.environ['JAX_COMPILATION_CACHE_DIR'] = str(cache)
     os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.5'
     jax.config.update('jax_compilation_cache_dir', str(cache))

@@ -1,0 +1,282 @@
+"""The command line, as people type it, in processes of its own."""
+
+import importlib.util
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+from PIL import Image
+import pytest
+
+from pynas_jax import api
+from pynas_jax import config as config_lib
+from pynas_jax import genotype as genotype_lib
+from pynas_jax import logbook
+from pynas_jax.checkpoint import Checkpoints
+from pynas_jax.deploy import restorer
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+CONFIGS = sorted((ROOT / 'configs').glob('*.py'))
+VARIANTS = {
+  'search': ('', 'gopro', 'gopro_s', 'tiny'),
+  'train': ('', 'gopro', 'dmphn', 'tiny'),
+  'evaluate': ('', 'gopro'),
+  'benchmark': (),
+  'pipeline': ('demo', 'gopro', 'gopro_s', 'tiny'),
+}
+KEYS = (
+  'genotype', 'params', 'gmacs_720p', 'dataset', 'psnr_input', 'psnr',
+  'psnr_float', 'ssim_input', 'ssim', 'ssim_3d', 'search_seconds',
+  'train_seconds', 'latency_720p_ms', 'versions', 'commit', 'seed',
+)  # fmt: skip
+
+
+def start(*args, **popen) -> subprocess.Popen:
+  # One device: what a laptop has.
+  env = os.environ | {'XLA_FLAGS': '', 'PYTHONPATH': str(ROOT)}
+  return subprocess.Popen(
+    [sys.executable, '-m', 'pynas_jax.main', *map(str, args)], cwd=ROOT,
+    env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    **popen,
+  )  # fmt: skip
+
+
+def run(*args) -> tuple[int, str]:
+  process = start(*args)
+  output, _ = process.communicate()
+  return process.returncode, output
+
+
+def load_config(name):
+  path = ROOT / 'configs' / f'{name}.py'
+  spec = importlib.util.spec_from_file_location(name, path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config
+
+
+def test_every_config_file_is_known_here():
+  assert [path.stem for path in CONFIGS] == sorted(VARIANTS)
+
+
+@pytest.mark.parametrize('name', VARIANTS)
+def test_every_variant_is_valid_and_others_are_refused(name):
+  get_config = load_config(name)
+  if not VARIANTS[name]:
+    config_lib.validate(get_config())
+    return
+  for variant in VARIANTS[name]:
+    c = get_config(variant)
+    config_lib.validate(c)
+    assert c.mode == name
+  with pytest.raises(config_lib.SettingError, match='expected one of'):
+    get_config('gopor')
+
+
+def test_paper_settings():
+  """PyNAS section 3.2, in steps of GoPro's 1893 training pairs."""
+  c = load_config('search')('gopro')
+  epoch = 1893 // 32
+  assert c.search.num_steps - c.search.warmup_steps == 80 * epoch
+  assert (c.search.batch_size, c.search.weight_lr) == (32, 5e-4)
+  assert (c.search.alpha_lr, c.data.validation_fraction) == (1e-3, 0.1)
+  c = load_config('train')('gopro')
+  assert (c.train.batch_size, c.train.lr, c.train.loss) == (6, 1e-4, 'mse')
+  assert c.train.num_steps == 3000 * (1893 // 6)
+  assert (c.data.crop, c.train.decay_rate) == (288, 0.1)
+  assert load_config('search')('gopro_s').model.share == 'weights'
+
+
+@pytest.mark.parametrize(
+  ('args', 'words'),
+  [
+    (['--config=configs/search.py:gopor'], ["'gopor'", "'gopro'"]),
+    (
+      ['--config=configs/search.py:tiny', '--config.train.num_stpes=3'],
+      ['train.num_stpes', "'train.num_steps'"],
+    ),
+    (
+      ['--config=configs/search.py:tiny', '--config.search.estimator=gumbel'],
+      ['search.estimator', "'gumbel'", 'one_path'],
+    ),
+    (
+      ['--config=configs/search.py:tiny', '--config.search.batch_size=x'],
+      ['batch_size', 'x'],
+    ),
+    (['--config=configs/serch.py'], ['configs/serch.py']),
+    (['--confg=configs/search.py'], ['confg', 'config']),
+    ([], ['--config is missing']),
+    (
+      ['--config=configs/search.py:gopro'],
+      ['data/GOPRO_Large', 'data.root'],
+    ),
+    (
+      ['--config=configs/evaluate.py', '--config.checkpoint=nowhere'],
+      ['nowhere'],
+    ),
+    (
+      ['--config=configs/train.py', '--config.genotype=nowhere.json'],
+      ['nowhere.json'],
+    ),
+  ],
+  ids=lambda value: value[-1] if value else 'none',
+)  # fmt: skip
+def test_bad_input_stops_with_status_2_and_the_way_out(args, words, tmp_path):
+  status, output = run(*args, f'--workdir={tmp_path / "run"}')
+  assert status == 2, output
+  assert 'Traceback' not in output
+  for word in words:
+    assert word in output
+
+
+def read_arrays(directory, item):
+  """Returns the newest checkpoint's arrays by path."""
+  with Checkpoints(directory) as checkpoints:
+    step = checkpoints.latest()
+    _, found = checkpoints._read(step, [item])
+  return step, found[item]
+
+
+def assert_same_run(a: pathlib.Path, b: pathlib.Path, stages):
+  for stage in stages:
+    (step, left), (other, right) = (
+      read_arrays(workdir / stage, 'state') for workdir in (a, b)
+    )
+    assert step == other
+    assert left.keys() == right.keys()
+    for path in left:
+      np.testing.assert_array_equal(left[path], right[path], err_msg=path)
+  found = [(workdir / 'genotype.json').read_text() for workdir in (a, b)]
+  assert found[0] == found[1]
+  records = [logbook.read_records(workdir) for workdir in (a, b)]
+  assert records[0] == records[1]
+
+
+def test_killed_search_and_training_end_as_if_never_stopped(tmp_path):
+  """SIGKILL in the search and in the training, then the same command again."""
+  settings = [
+    '--config=configs/pipeline.py:tiny', '--config.search.num_steps=8',
+    '--config.search.patience=9', '--config.train.num_steps=10',
+    '--config.search.collapse_fraction=1.0',
+  ]  # fmt: skip
+  whole, broken = tmp_path / 'whole', tmp_path / 'broken'
+  status, output = run(*settings, f'--workdir={whole}')
+  assert status == 0, output
+
+  for stage, step in (('search/trial0/scale1', 4), ('train', 4)):
+    process = start(*settings, f'--workdir={broken}')
+    deadline = time.monotonic() + 250
+    while time.monotonic() < deadline and process.poll() is None:
+      records = logbook.read_records(broken)
+      if any(r['stage'] == stage and r['step'] >= step for r in records):
+        break
+      time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    output, _ = process.communicate()
+    assert process.returncode == -signal.SIGKILL, output
+    assert not (broken / 'report.json').exists()
+  status, output = run(*settings, f'--workdir={broken}')
+  assert status == 0, output
+  assert_same_run(
+    whole, broken,
+    ('search/trial0/scale2', 'search/trial0/scale1', 'checkpoints'),
+  )  # fmt: skip
+  trials = [
+    json.loads((workdir / 'trials.jsonl').read_text())
+    for workdir in (whole, broken)
+  ]
+  for trial in trials:
+    trial.pop('seconds')
+  assert trials[0] == trials[1]
+
+  # What a run leaves, and what its report says.
+  for name in (
+    'config.json', 'genotype.json', 'architecture.svg', 'metrics.jsonl',
+    'curves.png', 'samples.png', 'report.json', 'scores.json',
+  ):  # fmt: skip
+    assert (whole / name).stat().st_size, name
+  assert list((whole / 'tensorboard').rglob('events.out.tfevents.*'))
+  report = json.loads((whole / 'report.json').read_text())
+  assert set(KEYS) <= set(report)
+  assert {'p50', 'p95', 'compile_s', 'device', 'dtype', 'runs'} <= set(
+    report['latency_720p_ms']
+  )
+  genotype = genotype_lib.from_json((whole / 'genotype.json').read_text())
+  assert report['genotype'] == genotype.to_dict()
+
+  # Other settings in the same workdir are refused, and nothing is lost.
+  before = (whole / 'report.json').read_bytes()
+  status, output = run(
+    *settings, '--config.train.lr=0.5', f'--workdir={whole}'
+  )
+  assert status == 2
+  assert 'train.lr was 0.001, is 0.5' in output
+  assert (whole / 'report.json').read_bytes() == before
+
+  # The other commands take the network from there.
+  status, output = run(
+    '--config=configs/benchmark.py', f'--config.checkpoint={whole}',
+    '--config.benchmark.height=48', '--config.benchmark.width=64',
+    '--config.benchmark.runs=3', f'--workdir={tmp_path / "benchmark"}',
+  )  # fmt: skip
+  assert status == 0, output
+  timing = json.loads((tmp_path / 'benchmark' / 'benchmark.json').read_text())
+  assert timing['latency_720p_ms']['runs'] == 3
+
+
+def make_folder(root, num_pairs=4):
+  rng = np.random.default_rng(0)
+  for split in ('train', 'test'):
+    for folder in ('blur', 'sharp'):
+      (root / split / folder).mkdir(parents=True)
+    for i in range(num_pairs):
+      sharp = rng.integers(0, 256, (40, 44, 3), dtype=np.uint8)
+      Image.fromarray(sharp).save(root / split / 'sharp' / f'{i}.png')
+      Image.fromarray(sharp // 2).save(root / split / 'blur' / f'{i}.png')
+
+
+def test_api_searches_trains_and_restores_a_folder_of_pairs(tmp_path):
+  """As in a notebook: no flags, settings as keyword arguments."""
+  make_folder(tmp_path / 'pairs')
+  config = config_lib.shrink(config_lib.base())
+  workdir = tmp_path / 'run'
+  result = api.derive_and_train(
+    config, workdir=workdir, model={'share': 'cells'},
+    search={'batch_size': 4, 'estimator': 'two_path'},
+    train={'batch_size': 4, 'inherit': False},
+    data={'name': 'folder', 'root': str(tmp_path / 'pairs'), 'eval_crop': 32},
+  )  # fmt: skip
+  assert result.report['dataset'] == 'folder'
+  assert result.metrics['psnr_input'] < 20
+  assert len({scale.cells for scale in result.genotype.scales}) == 1
+  image = np.zeros((21, 17, 3), np.uint8)
+  assert result.restore(image).shape == image.shape
+  assert result.benchmark(height=16, width=16, runs=1)['runs'] == 1
+  saved = api.load(result.save(tmp_path / 'saved'))
+  np.testing.assert_array_equal(saved(image), result.restore(image))
+  report = json.loads((tmp_path / 'saved' / 'report.json').read_text())
+  assert report == json.loads((workdir / 'report.json').read_text())
+  # Twice the same weights from disk: a workdir is a checkpoint too.
+  loaded = restorer.load(workdir)
+  jax.tree.map(
+    np.testing.assert_array_equal, loaded.params, result.restorer.params
+  )
+
+
+def test_missing_data_is_named_before_any_work(tmp_path):
+  with pytest.raises(config_lib.SettingError, match='nowhere'):
+    api.derive_and_train(
+      workdir=tmp_path / 'run', data={'name': 'folder', 'root': 'nowhere'}
+    )
+  assert not (tmp_path / 'run' / 'search').exists()
+
+
+def test_misspelt_keyword_names_the_nearest_setting(tmp_path):
+  with pytest.raises(config_lib.SettingError, match="'train.num_steps'"):
+    api.derive_and_train(workdir=tmp_path, train={'num_stepz': 3})

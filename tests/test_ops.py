@@ -1,0 +1,95 @@
+"""Operators: values and gradients against JAX's own convolutions; counts."""
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pynas_jax import genotype
+from pynas_jax.nn import ops
+
+
+def normal(seed, *shape):
+  x = np.random.default_rng(seed).standard_normal(shape)
+  return jnp.asarray(x, jnp.float32)
+
+
+def reference_conv(x, kernel, dilation=1, groups=1):
+  pad = dilation * (kernel.shape[0] // 2)
+  return lax.conv_general_dilated(
+    x, kernel, (1, 1), [(pad, pad)] * 2, rhs_dilation=(dilation, dilation),
+    dimension_numbers=('NHWC', 'HWIO', 'NHWC'), feature_group_count=groups,
+  )  # fmt: skip
+
+
+def assert_same_function(f, g, *args):
+  """Values and gradients of f and g agree."""
+  weight = normal(9, *f(*args).shape)
+
+  def total(function):
+    return lambda *args: (function(*args) * weight).sum()
+
+  np.testing.assert_allclose(f(*args), g(*args), rtol=1e-5, atol=1e-5)
+  every = tuple(range(len(args)))
+  grads = jax.jit(jax.grad(total(f), every))(*args)
+  expected = jax.jit(jax.grad(total(g), every))(*args)
+  for a, b in zip(grads, expected, strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(('size', 'dilation'), [(1, 1), (3, 1), (5, 1), (3, 2)])
+def test_conv2d_is_the_native_convolution(size, dilation):
+  x, kernel = normal(0, 2, 9, 7, 3), normal(1, size, size, 3, 4)
+  assert_same_function(
+    lambda x, k: ops.conv2d(x, k, dilation),
+    lambda x, k: reference_conv(x, k, dilation), x, kernel,
+  )  # fmt: skip
+
+
+def test_depthwise_conv2d_is_the_native_grouped_convolution():
+  x, kernel = normal(0, 2, 9, 7, 4), normal(1, 3, 3, 4)
+  assert_same_function(
+    ops.depthwise_conv2d,
+    lambda x, k: reference_conv(x, k[:, :, None], groups=4), x, kernel,
+  )  # fmt: skip
+
+
+def test_every_operator_of_a_genotype_can_be_built():
+  assert tuple(ops.OPS) == genotype.OPERATORS
+
+
+@pytest.mark.parametrize('name', ops.OPS)
+def test_operators_keep_the_shape_and_have_the_parameters_counted(name):
+  module, x = ops.OPS[name](6), normal(0, 1, 8, 8, 6)
+  variables = module.init(jax.random.key(0), x)
+  assert module.apply(variables, x).shape == x.shape
+  num_params = sum(p.size for p in jax.tree.leaves(variables))
+  assert ops.count(name, 6)[0] == num_params
+
+
+def test_golden_counts():
+  counts = {name: ops.count(name, 32) for name in ops.OPS}
+  assert counts == {
+    'conv_3x3': (9248, 9216),
+    'conv_5x5': (25632, 25600),
+    'conv_3x3_dil2': (9248, 9216),
+    'sep_conv_3x3': (1344, 1312),
+    'zero': (0, 0),
+    'conv_3x3_x2': (18496, 18432),
+  }
+
+
+def test_zero_returns_zeros():
+  x = normal(0, 1, 4, 4, 3)
+  assert not ops.Zero(3).apply({}, x).any()
+
+
+def test_bfloat16_arithmetic_keeps_float32_weights():
+  module, x = ops.Conv(4, dtype=jnp.bfloat16), normal(0, 1, 8, 8, 3)
+  variables = module.init(jax.random.key(0), x)
+  assert all(p.dtype == jnp.float32 for p in jax.tree.leaves(variables))
+  y = module.apply(variables, x)
+  assert y.dtype == jnp.bfloat16
+  exact = ops.Conv(4).apply(variables, x)
+  np.testing.assert_allclose(y.astype(jnp.float32), exact, rtol=0.1, atol=0.1)

@@ -1,0 +1,121 @@
+"""One device and four: the same gradients and the same states."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from pynas_jax import api
+from pynas_jax import config as config_lib
+from pynas_jax import parallel
+from pynas_jax import spaces
+from pynas_jax import train as train_lib
+from pynas_jax.nn import gates
+from pynas_jax.search import bilevel
+from pynas_jax.spaces import base
+
+KEY = jax.random.key(0)
+
+
+@pytest.fixture(autouse=True)
+def four_devices():
+  if jax.local_device_count() < 4:
+    pytest.skip(f'{jax.local_device_count()} devices; four are needed')
+
+
+def config():
+  c = config_lib.shrink(config_lib.base())
+  # From zero-initialised layers some gradients are exactly 0.
+  c.model.zero_init_last = False
+  c.search.warmup_steps = 1
+  return c
+
+
+def batches(num_batches=3, batch_size=4):
+  rng = np.random.default_rng(0)
+  for _ in range(num_batches):
+    sharp = rng.random((batch_size, 24, 24, 3), np.float32)
+    noise = rng.normal(0, 0.1, sharp.shape).astype(np.float32)
+    yield {'blurred': sharp + noise, 'sharp': sharp}
+
+
+def run(step, state, num_devices):
+  """Three steps on the same global batches; the state is copied first."""
+  step = parallel.make_parallel(step, devices=jax.local_devices()[:num_devices])
+  state = jax.tree.map(jnp.copy, state)
+  for batch in batches():
+    state, metrics = step(state, batch, KEY)
+  return jax.device_get((state, metrics))
+
+
+def assert_close(a, b, **tolerance):
+  assert jax.tree.structure(a) == jax.tree.structure(b)
+  for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+    np.testing.assert_allclose(x, y, **tolerance)
+
+
+def test_gradients_do_not_depend_on_the_number_of_devices():
+  """Gradients, not losses: Adam would hide a factor."""
+  space = spaces.make_space(config())
+  draft = space.draft((1, 2))
+  supernet = space.supernet(draft, 'scale2')
+  one_hot = gates.fixed((0, 1, 2, 3))
+  params = base.init_params(KEY, supernet, one_hot)
+  loss_fn = bilevel.make_loss(supernet, 'mse')
+
+  def gradient_step(state, batch, key):
+    del key
+    grads = jax.grad(loss_fn)(params, one_hot, batch)
+    return parallel.mean(grads), {}
+
+  one, four = (run(gradient_step, params, n)[0] for n in (1, 4))
+  (batch,) = list(batches())[-1:]
+  expected = jax.grad(loss_fn)(params, one_hot, batch)
+  assert_close(one, expected, rtol=1e-4, atol=1e-6)
+  assert_close(four, one, rtol=1e-4, atol=1e-5)
+  assert float(optax.tree.norm(expected)) > 1e-2
+
+
+@pytest.mark.parametrize('estimator', ['one_path', 'two_path'])
+def test_search_states_do_not_depend_on_the_number_of_devices(estimator):
+  c = config()
+  c.search.estimator = estimator
+  space = spaces.make_space(c)
+  draft = space.draft((1, 2))
+  supernet = space.supernet(draft, 'scale2')
+  alphas = space.init_alphas(KEY, draft, 'scale2')
+  params = base.init_params(KEY, supernet, gates.argmax(alphas))
+  weight_step = bilevel.make_weight_step(space, 'scale2', supernet, c.search)
+  alpha_step = bilevel.make_alpha_step(supernet, c.search)
+
+  def both(state, batch, key):
+    state, metrics = weight_step(state, batch, key)
+    return alpha_step(state, batch, key)[0], metrics
+
+  state = bilevel.init_state(params, alphas, c.search)
+  one, four = (run(both, state, n)[0] for n in (1, 4))
+  assert one.step == 3
+  assert (one.alphas != alphas).any()
+  assert_close(one, four, rtol=1e-4, atol=1e-5)
+
+
+def test_train_states_do_not_depend_on_the_number_of_devices():
+  c = config()
+  space = spaces.make_space(c)
+  draft = space.draft((1, 2))
+  for stage in space.stages(draft):
+    draft = space.derive(draft, stage, space.init_alphas(KEY, draft, stage))
+  network = space.network(space.genotype(draft))
+  params = base.init_params(KEY, network)
+  tx = train_lib.clipped(optax.adam(1e-3), 1.0)
+  step = train_lib.make_train_step(network, tx, loss='psnr', ema_decay=0.9)
+  state = train_lib.init_state(params, tx, ema_decay=0.9)
+  one, four = (run(step, state, n)[0] for n in (1, 4))
+  assert one.step == 3
+  assert_close(one, four, rtol=1e-3, atol=1e-5)
+
+
+def test_batches_that_cannot_be_shared_name_the_setting():
+  with pytest.raises(ValueError, match='train.batch_size.*of 6.*multiple of'):
+    api.make_config(train={'batch_size': 6})

@@ -1,0 +1,182 @@
+"""Search: what moves and what does not, when it stops, what it proposes."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from pynas_jax import config as config_lib
+from pynas_jax import genotype as genotype_lib
+from pynas_jax import parallel
+from pynas_jax import spaces
+from pynas_jax.logbook import Logbook
+from pynas_jax.nn import gates
+from pynas_jax.search import bilevel
+from pynas_jax.search import hierarchical
+from pynas_jax.search import schemes
+from pynas_jax.search.stopping import Stopping
+from pynas_jax.spaces import base
+
+KEY = jax.random.key(0)
+
+
+def batch(seed=0):
+  sharp = np.random.default_rng(seed).random((2, 16, 16, 3), np.float32)
+  return {'blurred': 0.9 * sharp, 'sharp': sharp}
+
+
+def setup(**search):
+  c = config_lib.shrink(config_lib.base())
+  c.model.zero_init_last = False
+  config_lib.override(c, {'search': search})
+  space = spaces.make_space(c)
+  draft = space.draft((1,))
+  supernet = space.supernet(draft, 'scale1')
+  alphas = space.init_alphas(KEY, draft, 'scale1')
+  params = base.init_params(KEY, supernet, gates.argmax(alphas))
+  state = bilevel.init_state(params, alphas, c.search)
+  return c, space, supernet, state
+
+
+def parallel_step(step):
+  return parallel.make_parallel(step, devices=jax.local_devices()[:1])
+
+
+def test_unsampled_weights_and_moments_stay_bit_for_bit():
+  c, space, supernet, state = setup(momentum=0.9)
+  step = parallel_step(
+    bilevel.make_weight_step(space, 'scale1', supernet, c.search)
+  )
+  state, _ = step(state, batch(), KEY)
+  moved = False
+  for i in range(1, 5):
+    # Momentum would move them: all were sampled or had moments before.
+    old = jax.device_get(state)
+    key = jax.random.fold_in(jax.random.fold_in(KEY, i), 0)
+    sampled = space.sampled(
+      old.params, 'scale1',
+      gates.one_path(key, jnp.asarray(old.alphas), tau=1.0),
+    )  # fmt: skip
+    state, _ = step(state, batch(i), KEY)
+    new = jax.device_get(state)
+    marks = jax.tree.leaves(sampled)
+    moments = [optax.tree.get(s.weight_opt, 'trace') for s in (old, new)]
+    for before, after in ((old.params, new.params), moments):
+      leaves = zip(
+        marks, jax.tree.leaves(before), jax.tree.leaves(after), strict=True
+      )
+      for mark, a, b in leaves:
+        if not mark:
+          np.testing.assert_array_equal(a, b)
+        moved |= bool(mark) and bool((a != b).any())
+    assert not all(marks)
+  assert moved
+
+
+def test_mixture_moves_every_weight():
+  c, space, supernet, state = setup(estimator='mixture')
+  old = jax.device_get(state.params)
+  step = parallel_step(
+    bilevel.make_weight_step(space, 'scale1', supernet, c.search)
+  )
+  state, _ = step(state, batch(), KEY)
+  for a, b in zip(
+    jax.tree.leaves(old), jax.tree.leaves(state.params), strict=True
+  ):
+    assert (a != b).any()
+
+
+@pytest.mark.parametrize('estimator', ['one_path', 'two_path', 'mixture'])
+def test_alpha_step_moves_alphas_and_no_weights(estimator):
+  c, _, supernet, state = setup(estimator=estimator)
+  old = jax.device_get(state)
+  step = parallel_step(bilevel.make_alpha_step(supernet, c.search))
+  state, _ = step(state, batch(), KEY)
+  assert (state.alphas != old.alphas).any()
+  for a, b in zip(
+    jax.tree.leaves(old.params), jax.tree.leaves(state.params), strict=True
+  ):
+    np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize('estimator', ['one_path', 'two_path', 'mixture'])
+def test_alphas_learn_to_leave_out_a_harmful_operator(estimator):
+  """All operators but `zero` add noise: the alphas must find `zero`."""
+  c, space, supernet, state = setup(
+    estimator=estimator, alpha_lr=0.1, loss='mse', warmup_steps=1
+  )
+  rng = np.random.default_rng(0)
+
+  def spoil(path, leaf):
+    harmful = any('cell' in str(entry) for entry in path)
+    noise = rng.normal(0, 1.0, leaf.shape).astype(np.float32)
+    return noise if harmful else leaf
+
+  params = jax.tree_util.tree_map_with_path(spoil, state.params)
+  state = state.replace(params=params)
+  step = parallel_step(bilevel.make_alpha_step(supernet, c.search))
+  sharp = batch()['sharp']
+  for i in range(300):
+    state = state.replace(step=jnp.asarray(i, jnp.int32))
+    state, _ = step(state, {'blurred': sharp, 'sharp': sharp}, KEY)
+  zero = space.operators.index('zero')
+  probs = jax.nn.softmax(state.alphas)[:, zero]
+  assert probs.mean() > 0.5, probs
+
+
+def test_temperature_is_held_in_the_warm_up_and_then_falls():
+  s = config_lib.base().search
+  s.warmup_steps, s.num_steps, s.tau_start, s.tau_end = 10, 30, 5.0, 1.0
+  steps = jnp.asarray([0, 10, 20, 30])
+  taus = bilevel.temperature(steps, s)
+  np.testing.assert_allclose(taus, [5.0, 5.0, 3.0, 1.0], rtol=1e-6)
+
+
+def test_stopping_waits_and_remembers():
+  stopping = Stopping(patience=2, collapse_fraction=0.5)
+  for score in (30.0, 29.0, 31.0, 30.5):
+    stopping = stopping.update(score, ('conv_3x3', 'zero'))
+    assert not stopping.reason
+  assert stopping.best == 31.0
+  assert stopping.update(31.0, ('conv_3x3',) * 2).reason.startswith('no better')
+
+
+def test_collapse_stops_and_never_counts_as_best():
+  stopping = Stopping(patience=9, collapse_fraction=0.5)
+  stopping = stopping.update(99.0, ('zero', 'zero', 'conv_3x3'))
+  assert 'collapse: 2 of 3' in stopping.reason
+  assert stopping.best is None
+
+
+def test_schemes_are_proposed_once_each_and_alike_for_a_seed():
+  proposals = []
+  for seed in (0, 0, 1):
+    tried = []
+    while (scheme := schemes.propose(seed, tried)) is not None:
+      tried.append(scheme)
+    proposals.append(tried)
+  assert sorted(proposals[0]) == sorted(genotype_lib.all_schemes())
+  assert proposals[0] == proposals[1] != proposals[2]
+
+
+def test_search_tries_each_scheme_once_and_keeps_the_best(tmp_path):
+  c = config_lib.shrink(config_lib.base())
+  c.search.schemes, c.search.num_trials = ('1', '1-3'), 5
+  c.search.num_steps, c.search.score_steps = 3, 2
+  with Logbook(tmp_path) as logbook:
+    found = hierarchical.search(c, workdir=tmp_path, logbook=logbook)
+  assert sorted(trial['scheme'] for trial in found.trials) == ['1', '1-3']
+  assert found.psnr == max(trial['psnr'] for trial in found.trials)
+  best = max(found.trials, key=lambda trial: trial['psnr'])
+  assert found.genotype == genotype_lib.from_dict(best['genotype'])
+  lines = (tmp_path / 'trials.jsonl').read_text().splitlines()
+  assert [json.loads(line) for line in lines] == found.trials
+  # Asked again with a torn last line, it only repeats the trial that was lost.
+  (tmp_path / 'trials.jsonl').write_text(lines[0] + '\n' + lines[1][:40])
+  with Logbook(tmp_path) as logbook:
+    again = hierarchical.search(c, workdir=tmp_path, logbook=logbook)
+  assert again.genotype == found.genotype
+  assert [t['psnr'] for t in again.trials] == [t['psnr'] for t in found.trials]

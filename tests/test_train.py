@@ -1,0 +1,124 @@
+"""Training: schedules, averaging, divergence, and that it learns."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from pynas_jax import config as config_lib
+from pynas_jax import genotype as genotype_lib
+from pynas_jax import parallel
+from pynas_jax import spaces
+from pynas_jax import train as train_lib
+from pynas_jax.data import pipeline
+from pynas_jax.logbook import Logbook
+from pynas_jax.logbook import read_records
+from pynas_jax.spaces import base
+
+CELLS = ('conv_3x3', 'conv_3x3')
+NETWORK = genotype_lib.PyramidGenotype(
+  scales=(genotype_lib.ScaleGenotype(1, CELLS, CELLS),),
+  widths=(4, 8), cells_per_stage=1,
+)  # fmt: skip
+
+
+def config(**train):
+  c = config_lib.shrink(config_lib.base())
+  return config_lib.override(c, {'train': train})
+
+
+def test_schedules():
+  t = config().train
+  t.lr, t.decay_every, t.decay_rate = 1.0, 10, 0.1
+  rates = {}
+  for t.schedule in ('constant', 'step', 'cosine'):
+    schedule = train_lib.make_schedule(t, 20)
+    rates[t.schedule] = [float(schedule(i)) for i in (0, 9, 10, 20)]
+  np.testing.assert_allclose(rates['constant'], [1, 1, 1, 1])
+  np.testing.assert_allclose(rates['step'], [1, 1, 0.1, 0.01], rtol=1e-5)
+  np.testing.assert_allclose(rates['cosine'][::3], [1, 0], atol=1e-6)
+  assert rates['cosine'][2] == pytest.approx(0.5)
+
+
+def test_average_follows_the_weights():
+  step = train_lib.make_train_step(
+    _Scale(), optax.sgd(1.0), loss='mse', ema_decay=0.75
+  )
+  state = train_lib.init_state(
+    {'scale': jnp.zeros(())}, optax.sgd(1.0), ema_decay=0.75
+  )
+  step = parallel.make_parallel(step, devices=jax.local_devices()[:1])
+  ones = np.ones((1, 2, 2, 3), np.float32)
+  state, _ = step(state, {'blurred': ones, 'sharp': ones}, jax.random.key(0))
+  # The gradient of (scale - 1)^2 at 0 is -2.
+  assert float(state.params['scale']) == pytest.approx(2.0)
+  assert float(state.averaged['scale']) == pytest.approx(0.5)
+
+
+class _Scale:
+  """image -> scale * image."""
+
+  @staticmethod
+  def apply(variables, image):
+    return variables['params']['scale'] * image
+
+
+def test_clipping_bounds_the_update():
+  tx = train_lib.clipped(optax.sgd(1.0), 0.5)
+  params = {'w': jnp.zeros(2)}
+  updates, _ = tx.update({'w': jnp.asarray([3.0, 4.0])}, tx.init(params))
+  np.testing.assert_allclose(updates['w'], [-0.3, -0.4], rtol=1e-6)
+  unclipped = train_lib.clipped(optax.sgd(1.0), 0.0)
+  updates, _ = unclipped.update({'w': jnp.ones(2)}, unclipped.init(params))
+  np.testing.assert_allclose(updates['w'], -1)
+
+
+@pytest.mark.parametrize('loss', ['mse', 'psnr'])
+def test_a_network_learns_a_batch_by_heart(loss):
+  network = spaces.space_of(NETWORK).network(NETWORK, zero_init_last=True)
+  tx = train_lib.clipped(optax.adam(1e-2), 1.0)
+  params = base.init_params(jax.random.key(0), network)
+  state = train_lib.init_state(params, tx, ema_decay=0.0)
+  step = train_lib.make_train_step(network, tx, loss=loss, ema_decay=0.0)
+  step = parallel.make_parallel(step, devices=jax.local_devices()[:1])
+  batch = next(
+    pipeline.make_train_iterator(
+      config(), split='train', batch_size=2, crop=24, seed=0
+    )
+  )
+  values = []
+  for _ in range(60):
+    state, figures = step(state, batch, jax.random.key(0))
+    values.append(float(figures['loss']))
+  error = np.square(batch['blurred'] - batch['sharp']).mean((1, 2, 3))
+  first = {'mse': error.mean(), 'psnr': 10 * np.log10(error).mean()}[loss]
+  assert values[0] == pytest.approx(first, rel=1e-3)  # Starts as the identity.
+  better = {'mse': 0.8 * first, 'psnr': first - 1.0}[loss]
+  assert values[-1] < better
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_training_keeps_the_best(tmp_path, dtype):
+  c = config(num_steps=30, eval_every=10, ema_decay=0.5, dtype=dtype)
+  with Logbook(tmp_path) as logbook:
+    result = train_lib.train(
+      NETWORK, c, directory=tmp_path / 'checkpoints', logbook=logbook
+    )
+  records = read_records(tmp_path)
+  assert [r['step'] for r in records] == [10, 20, 30]
+  assert result.psnr == max(r['validation/psnr'] for r in records)
+  assert all(
+    leaf.dtype == np.float32 for leaf in jax.tree.leaves(result.params)
+  )
+
+
+def test_a_loss_that_is_not_a_number_stops_before_it_is_saved(tmp_path):
+  c = config(num_steps=4, eval_every=1, lr=1e30, loss='mse', clip_norm=0.0)
+  with (
+    Logbook(tmp_path) as logbook,
+    pytest.raises(train_lib.TrainingError, match='at step .*in a new workdir'),
+  ):
+    train_lib.train(NETWORK, c, directory=tmp_path / 'c', logbook=logbook)
+  for record in read_records(tmp_path):
+    assert np.isfinite(record['train/loss'])
