@@ -20,6 +20,7 @@ from pathlib import Path
 import time
 from typing import Any
 
+import jax
 import ml_collections
 import numpy as np
 
@@ -37,6 +38,7 @@ from pynas_jax.deploy.restorer import load
 from pynas_jax.genotype import Genotype
 from pynas_jax.search import hierarchical
 from pynas_jax.search.hierarchical import SearchResult
+from pynas_jax.spaces import base
 from pynas_jax.spaces import space_of
 
 __all__ = ['derive', 'derive_and_train', 'load', 'search', 'train']
@@ -346,6 +348,12 @@ def derive_and_train(
   }
   write_json(workdir / REPORT, report)
   return Result(found.genotype, means, report, restorer, workdir)
+
+
+def untrained(genotype: Genotype) -> Restorer:
+  """Returns a network with random weights, to be timed."""
+  network = space_of(genotype).network(genotype)
+  return Restorer(genotype, base.init_params(jax.random.key(0), network))
 
 
 def time_restorer(

@@ -55,8 +55,8 @@ def base() -> ml_collections.ConfigDict:
   c.mode = 'pipeline'  # What `main` does: one of MODES.
   c.seed = 0  # Every random choice follows from it.
   c.space = 'pynas'  # Search space, by its name in `spaces.SPACES`.
-  # Network to train, evaluate or time instead of the one found by a search:
-  # a genotype.json, the name of a reference ('dmphn'), or '' for the workdir's.
+  # Architecture to train, or to time untrained: a genotype.json, the name of a
+  # reference ('dmphn'), or '' for the one in the workdir.
   c.genotype = ''
   # Trained network to evaluate or time: a workdir or a checkpoint; '' is the
   # workdir of this run.
@@ -71,7 +71,7 @@ def base() -> ml_collections.ConfigDict:
   m.upsample = 'pixel_shuffle'
   m.link = 'add'  # Reading of Eq. 2: DMPHN adds; 'concat' concatenates.
   m.global_residual = True  # Ours; DMPHN predicts the image itself.
-  m.unshuffle = 1  # Ours: fold 2x2 or 4x4 pixels into channels, for speed.
+  m.unshuffle = 2  # Ours: fold 2x2 or 4x4 pixels into channels, for speed.
   m.zero_init_last = True  # Ours: start from the identity (or zero).
   # 'none' searches each scale (PyNAS_d), 'cells' shares one cell structure
   # over all scales (PyNAS_s), 'weights' shares the weights as well.
@@ -81,7 +81,7 @@ def base() -> ml_collections.ConfigDict:
   d.name = 'photos'  # Bundled photographs, or 'folder' of your own pairs.
   d.root = ''  # For 'folder': holds train/ and test/, each with blur/, sharp/.
   d.validation_fraction = 0.1  # Of the training pairs (PyNAS section 3.2).
-  d.crop = 96  # Training crop, pixels. PyNAS: 256, and 288 for odd schemes.
+  d.crop = 64  # Training crop, pixels. PyNAS: 256, and 288 for odd schemes.
   d.eval_crop = 288  # Centre crop scored during search and training, pixels.
   d.num_validation = 8  # Pairs scored during search and training, at most.
   d.num_threads = 2  # Loader threads.
@@ -92,29 +92,29 @@ def base() -> ml_collections.ConfigDict:
   d.noise_sigma = 1.0  # Gaussian noise after blur, of 255.
 
   c.search = s = ml_collections.ConfigDict()
-  s.schemes = ('1-2', '1-2-4', '1-3')  # Proposed; () is all in the limits.
+  s.schemes = ('1-2', '1-3', '1-4')  # Proposed; () is all in the limits.
   s.num_trials = 2  # Schemes to try, at random, none twice.
   s.estimator = 'one_path'  # Gate gradient; 'two_path' is ProxylessNAS's.
-  s.warmup_steps = 30  # Weights only, uniformly sampled operators.
-  s.num_steps = 90  # Weight steps a stage, warm-up included. PyNAS: 80 epochs.
+  s.warmup_steps = 60  # Weights only, uniformly sampled operators.
+  s.num_steps = 150  # Weight steps a stage, warm-up included. PyNAS: 80 epochs.
   s.batch_size = 8  # PyNAS: 32.
   s.loss = 'psnr'  # PyNAS: 'mse' (Eq. 9). Ours: 'psnr' is -PSNR per image.
   s.alpha_every = 1  # Weight steps between alpha steps.
-  s.weight_lr = 0.02  # SGD, cosine to 0. PyNAS: 5e-4.
+  s.weight_lr = 0.05  # SGD, cosine to 0. PyNAS: 5e-4.
   s.momentum = 0.9  # Of SGD.
   s.clip_norm = 1.0  # Of the weight gradient; 0 is off. Ours.
-  s.alpha_lr = 0.02  # Adam. PyNAS: 1e-3.
+  s.alpha_lr = 0.01  # Adam. PyNAS: 1e-3.
   s.tau_start = 5.0  # Gumbel temperature, annealed linearly (GDAS: 10).
   s.tau_end = 0.5  # (GDAS: 0.1.)
   s.eval_every = 30  # Steps between scores of the derived network, and saves.
   s.patience = 5  # Scores without improvement before early stopping.
   s.collapse_fraction = 0.5  # Stop when more of the cells than this are zero.
-  s.score_steps = 60  # Training steps of the whole candidate, for its score.
+  s.score_steps = 150  # Training steps of the whole candidate, for its score.
 
   c.train = t = ml_collections.ConfigDict()
-  t.num_steps = 900  # PyNAS: 3000 epochs.
+  t.num_steps = 4000  # PyNAS: 3000 epochs.
   t.batch_size = 8  # PyNAS: 6.
-  t.lr = 1e-3  # Adam. PyNAS: 1e-4.
+  t.lr = 2e-3  # Adam. PyNAS: 1e-4.
   t.schedule = 'cosine'  # 'step' multiplies by decay_rate every decay_every.
   t.decay_every = 1000  # Steps, for 'step'.
   t.decay_rate = 0.1  # PyNAS section 3.2.
@@ -122,7 +122,7 @@ def base() -> ml_collections.ConfigDict:
   t.clip_norm = 1.0  # Of the gradient; 0 is off. Ours.
   t.ema_decay = 0.0  # Of an average of the weights, which is kept; 0 is off.
   t.dtype = 'float32'  # Of activations; weights stay float32.
-  t.eval_every = 150  # Steps between validation scores, and saves.
+  t.eval_every = 400  # Steps between validation scores, and saves.
   t.inherit = True  # Start from the weights that the search trained.
 
   c.benchmark = b = ml_collections.ConfigDict()
@@ -142,7 +142,7 @@ def paper(odd: bool = True) -> ml_collections.ConfigDict:
     odd: Whether odd schemes are searched too, which need crops of 288.
   """
   c = base()
-  c.model.widths = (32, 64, 128)
+  c.model.widths, c.model.unshuffle = (32, 64, 128), 1
   c.model.cells_per_stage = 2
   c.data.name, c.data.root = 'folder', 'data/GOPRO_Large'
   c.data.crop = 288 if odd else 256
@@ -174,6 +174,7 @@ def paper(odd: bool = True) -> ml_collections.ConfigDict:
 def shrink(c: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   """Returns the settings of a run of seconds, to check that all parts turn."""
   c.model.widths, c.model.cells_per_stage = (4, 8), 1
+  c.model.unshuffle = 1
   c.data.crop, c.data.eval_crop, c.data.num_validation = 24, 48, 2
   c.data.blurs_per_photo, c.data.kernel_size = 1, 7
   c.search.schemes, c.search.num_trials = ('1-2',), 1

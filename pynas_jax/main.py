@@ -44,16 +44,6 @@ def _show(title: str, report: dict[str, Any]) -> None:
   logbook.table(title, rows)
 
 
-def _load(config: ml_collections.ConfigDict, workdir: Path) -> api.Restorer:
-  """Loads the network to evaluate or time: a checkpoint, or untrained."""
-  if config.genotype and not config.checkpoint:
-    raise config_lib.SettingError(
-      f'genotype is {config.genotype!r}, an architecture without weights; set '
-      'checkpoint to a trained one.'
-    )
-  return api.load(config.checkpoint or workdir)
-
-
 def _search(config: ml_collections.ConfigDict, workdir: Path) -> None:
   result = api.search(config, workdir=workdir)
   rows = [(f'{t["scheme"]}: PSNR', t['psnr']) for t in result.trials]
@@ -69,7 +59,13 @@ def _train(config: ml_collections.ConfigDict, workdir: Path) -> None:
 
 
 def _evaluate(config: ml_collections.ConfigDict, workdir: Path) -> None:
-  _evaluate_restorer(_load(config, workdir), config, workdir)
+  if config.genotype:
+    raise config_lib.SettingError(
+      f'genotype is {config.genotype!r}, an architecture without weights; set '
+      'checkpoint to a trained network to score it.'
+    )
+  restorer = api.load(config.checkpoint or workdir)
+  _evaluate_restorer(restorer, config, workdir)
 
 
 def _evaluate_restorer(restorer, config, workdir) -> None:
@@ -80,7 +76,10 @@ def _evaluate_restorer(restorer, config, workdir) -> None:
 
 
 def _benchmark(config: ml_collections.ConfigDict, workdir: Path) -> None:
-  restorer = _load(config, workdir)
+  if config.genotype:  # Time does not depend on what the weights are.
+    restorer = api.untrained(restorer_lib.read_genotype(config.genotype))
+  else:
+    restorer = api.load(config.checkpoint or workdir)
   timing = api.time_restorer(restorer, config)
   workdir.mkdir(parents=True, exist_ok=True)
   report = {

@@ -166,6 +166,7 @@ def test_search_tries_each_scheme_once_and_keeps_the_best(tmp_path):
   c = config_lib.shrink(config_lib.base())
   c.search.schemes, c.search.num_trials = ('1', '1-3'), 5
   c.search.num_steps, c.search.score_steps = 3, 2
+  c.model.widths = (4,)
   with Logbook(tmp_path) as logbook:
     found = hierarchical.search(c, workdir=tmp_path, logbook=logbook)
   assert sorted(trial['scheme'] for trial in found.trials) == ['1', '1-3']

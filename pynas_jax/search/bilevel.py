@@ -269,7 +269,6 @@ def search_stage(
 
         loss = float(figures['loss'])
         train_lib.check_finite(loss, what=name, step=step)
-        derived = space.derive(draft, stage, state.alphas)
         psnr = score(state.params, held_out, gates_lib.argmax(state.alphas))
         best = stopping.best
         if since > 0:
