@@ -95,7 +95,7 @@ def make_config(
   Raises:
     SettingError: Names a setting that does not exist or cannot be.
   """
-  config = ml_collections.ConfigDict(config or config_lib.base())
+  config = (config or config_lib.base()).copy_and_resolve_references()
   config_lib.override(config, settings)
   config_lib.validate(config)
   for name in ('search', 'train'):
@@ -196,6 +196,7 @@ def search(
     SettingError: Before any work, names the setting.
   """
   config = make_config(config, **settings)
+  pipeline.num_evaluation_pairs(config)  # Data errors come before any work.
   workdir = open_workdir(workdir, config)
   with logbook_lib.Logbook(workdir) as logbook:
     result = hierarchical.search(config, workdir=workdir, logbook=logbook)
@@ -259,6 +260,7 @@ def train(
     SettingError: Before any work, names the setting.
   """
   config = make_config(config, **settings)
+  pipeline.num_evaluation_pairs(config)  # Data errors come before any work.
   workdir = open_workdir(workdir, config)
   derive(genotype, workdir)
   with logbook_lib.Logbook(workdir) as logbook:
@@ -331,8 +333,7 @@ def derive_and_train(
     SettingError: Before any work, names the setting.
   """
   config = make_config(config, **settings)
-  workdir = open_workdir(workdir, config)
-  pipeline.num_evaluation_pairs(config)  # Data errors come before any work.
+  workdir = Path(workdir)
   found = search(config, workdir=workdir)
   began = time.monotonic()
   restorer = train(

@@ -21,6 +21,7 @@ from ml_collections import config_flags
 from pynas_jax import api
 from pynas_jax import config as config_lib
 from pynas_jax import logbook
+from pynas_jax import train as train_lib
 from pynas_jax.deploy import restorer as restorer_lib
 from pynas_jax.genotype import nearest
 
@@ -147,14 +148,16 @@ def _parse(argv: list[str]) -> list[str]:
 def run() -> None:
   """Entry point of `pynas-jax`; bad input ends it with status 2."""
   try:
-    argv = _parse(sys.argv)
-    main(argv)
+    main(_parse(sys.argv))
   except ValueError as error:
     # Settings, genotypes, checkpoints and data each say what is wrong.
     if type(error).__module__.partition('.')[0] != 'pynas_jax':
       raise
     print(f'Error: {error}', file=sys.stderr)
     sys.exit(2)
+  except train_lib.TrainingError as error:
+    print(f'Error: {error}', file=sys.stderr)
+    sys.exit(1)
 
 
 if __name__ == '__main__':
