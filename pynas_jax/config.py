@@ -28,6 +28,7 @@ CHOICES = {
   'data.name': ('photos', 'folder'),
   'search.estimator': ('one_path', 'two_path', 'mixture'),
   'search.loss': ('mse', 'psnr'),
+  'search.optimizer': ('sgd', 'adam'),
   'train.loss': ('mse', 'psnr'),
   'train.schedule': ('constant', 'step', 'cosine'),
   'train.dtype': ('float32', 'bfloat16'),
@@ -100,8 +101,9 @@ def base() -> ml_collections.ConfigDict:
   s.batch_size = 8  # PyNAS: 32.
   s.loss = 'psnr'  # PyNAS: 'mse' (Eq. 9). Ours: 'psnr' is -PSNR per image.
   s.alpha_every = 1  # Weight steps between alpha steps.
-  s.weight_lr = 0.05  # SGD, cosine to 0. PyNAS: 5e-4.
-  s.momentum = 0.9  # Of SGD.
+  s.optimizer = 'adam'  # Of the weights. PyNAS: 'sgd', slow in few steps.
+  s.weight_lr = 2e-3  # Cosine to 0. PyNAS: 5e-4.
+  s.momentum = 0.9  # Of 'sgd'.
   s.clip_norm = 1.0  # Of the weight gradient; 0 is off. Ours.
   s.alpha_lr = 0.01  # Adam. PyNAS: 1e-3.
   s.tau_start = 5.0  # Gumbel temperature, annealed linearly (GDAS: 10).
@@ -153,6 +155,7 @@ def paper(odd: bool = True) -> ml_collections.ConfigDict:
   c.search.batch_size = 32
   c.search.warmup_steps = 59 * 10  # Length not in the paper.
   c.search.num_steps = c.search.warmup_steps + 59 * 80
+  c.search.optimizer = 'sgd'
   c.search.weight_lr, c.search.alpha_lr = 5e-4, 1e-3
   c.search.clip_norm = 0.0
   c.search.loss = 'mse'

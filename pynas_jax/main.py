@@ -119,6 +119,13 @@ def main(argv: list[str]) -> None:
     raise config_lib.SettingError(f'--config is missing. Usage: {_USAGE}')
   logging.set_verbosity(logging.WARNING)
   config = _CONFIG.value
+  if not isinstance(config, ml_collections.ConfigDict):
+    path = config_flags.get_config_filename(flags.FLAGS['config'])
+    files = [str(file) for file in Path(path).parent.glob('*.py')]
+    raise config_lib.SettingError(
+      f'--config is {path!r}, which is no readable config file.'
+      + nearest(path, files)
+    )
   config_lib.validate(config)
   workdir = Path(_WORKDIR.value or f'runs/{config.mode}')
   TASKS[config.mode](config, workdir)
@@ -141,8 +148,10 @@ def _parse(argv: list[str]) -> list[str]:
     if wrong:
       message = f'{wrong[0]!r} is not a setting.' + nearest(wrong[0], known)
     raise config_lib.SettingError(message) from None
-  except (flags.Error, TypeError, ValueError, OSError) as error:
-    raise config_lib.SettingError(str(error)) from None
+  except (flags.Error, TypeError, ValueError) as error:
+    # A config file's own error comes wrapped in its traceback.
+    message = str(error).rpartition('SettingError: ')[2].strip()
+    raise config_lib.SettingError(message) from None
 
 
 def run() -> None:

@@ -85,6 +85,7 @@ def test_paper_settings():
   epoch = 1893 // 32
   assert c.search.num_steps - c.search.warmup_steps == 80 * epoch
   assert (c.search.batch_size, c.search.weight_lr) == (32, 5e-4)
+  assert c.search.optimizer == 'sgd'
   assert (c.search.alpha_lr, c.data.validation_fraction) == (1e-3, 0.1)
   c = load_config('train')('gopro')
   assert (c.train.batch_size, c.train.lr, c.train.loss) == (6, 1e-4, 'mse')
@@ -109,7 +110,7 @@ def test_paper_settings():
       ['--config=configs/search.py:tiny', '--config.search.batch_size=x'],
       ['batch_size', 'x'],
     ),
-    (['--config=configs/serch.py'], ['configs/serch.py']),
+    (['--config=configs/serch.py'], ['configs/serch.py', 'configs/search.py']),
     (['--confg=configs/search.py'], ['confg', 'config']),
     ([], ['--config is missing']),
     (

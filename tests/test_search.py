@@ -45,8 +45,11 @@ def parallel_step(step):
   return parallel.make_parallel(step, devices=jax.local_devices()[:1])
 
 
-def test_unsampled_weights_and_moments_stay_bit_for_bit():
-  c, space, supernet, state = setup(momentum=0.9)
+@pytest.mark.parametrize(
+  ('optimizer', 'moments'), [('sgd', ('trace',)), ('adam', ('mu', 'nu'))]
+)
+def test_unsampled_weights_and_moments_stay_bit_for_bit(optimizer, moments):
+  c, space, supernet, state = setup(optimizer=optimizer)
   step = parallel_step(
     bilevel.make_weight_step(space, 'scale1', supernet, c.search)
   )
@@ -63,8 +66,10 @@ def test_unsampled_weights_and_moments_stay_bit_for_bit():
     state, _ = step(state, batch(i), KEY)
     new = jax.device_get(state)
     marks = jax.tree.leaves(sampled)
-    moments = [optax.tree.get(s.weight_opt, 'trace') for s in (old, new)]
-    for before, after in ((old.params, new.params), moments):
+    pairs = [(old.params, new.params)]
+    for name in moments:
+      pairs.append([optax.tree.get(s.weight_opt, name) for s in (old, new)])
+    for before, after in pairs:
       leaves = zip(
         marks, jax.tree.leaves(before), jax.tree.leaves(after), strict=True
       )

@@ -56,7 +56,11 @@ class StageResult(NamedTuple):
 def make_weight_tx(s: ml_collections.ConfigDict):
   """Returns the optimizer of the weights, from the settings `search`."""
   schedule = optax.cosine_decay_schedule(s.weight_lr, s.num_steps)
-  return train_lib.clipped(optax.sgd(schedule, s.momentum or None), s.clip_norm)
+  if s.optimizer == 'adam':
+    tx = optax.adam(schedule)
+  else:
+    tx = optax.sgd(schedule, s.momentum or None)
+  return train_lib.clipped(tx, s.clip_norm)
 
 
 def make_alpha_tx(s: ml_collections.ConfigDict):
