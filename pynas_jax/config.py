@@ -88,8 +88,8 @@ def base() -> ml_collections.ConfigDict:
   d.num_threads = 2  # Loader threads.
   d.augment = True  # Random flips and quarter turns, the same for a pair.
   d.blurs_per_photo = 4  # Blur kernels for each held-out photograph.
-  d.kernel_size = 15  # Random-walk blur kernel side, pixels, odd.
-  d.kernel_steps = 24  # Steps of the camera's random walk.
+  d.kernel_size = 9  # Random-walk blur kernel side, pixels, odd.
+  d.kernel_steps = 16  # Steps of the camera's random walk.
   d.noise_sigma = 1.0  # Gaussian noise after blur, of 255.
 
   c.search = s = ml_collections.ConfigDict()
@@ -114,7 +114,7 @@ def base() -> ml_collections.ConfigDict:
   s.score_steps = 150  # Training steps of the whole candidate, for its score.
 
   c.train = t = ml_collections.ConfigDict()
-  t.num_steps = 4000  # PyNAS: 3000 epochs.
+  t.num_steps = 3000  # PyNAS: 3000 epochs.
   t.batch_size = 8  # PyNAS: 6.
   t.lr = 2e-3  # Adam. PyNAS: 1e-4.
   t.schedule = 'cosine'  # 'step' multiplies by decay_rate every decay_every.
@@ -124,7 +124,7 @@ def base() -> ml_collections.ConfigDict:
   t.clip_norm = 1.0  # Of the gradient; 0 is off. Ours.
   t.ema_decay = 0.0  # Of an average of the weights, which is kept; 0 is off.
   t.dtype = 'float32'  # Of activations; weights stay float32.
-  t.eval_every = 400  # Steps between validation scores, and saves.
+  t.eval_every = 300  # Steps between validation scores, and saves.
   t.inherit = True  # Start from the weights that the search trained.
 
   c.benchmark = b = ml_collections.ConfigDict()
