@@ -96,8 +96,8 @@ def base() -> ml_collections.ConfigDict:
   s.schemes = ('1-2', '1-3', '1-4')  # Proposed; () is all in the limits.
   s.num_trials = 2  # Schemes to try, at random, none twice.
   s.estimator = 'one_path'  # Gate gradient; 'two_path' is ProxylessNAS's.
-  s.warmup_steps = 60  # Weights only, uniformly sampled operators.
-  s.num_steps = 150  # Weight steps a stage, warm-up included. PyNAS: 80 epochs.
+  s.warmup_steps = 150  # Weights only, uniformly sampled operators.
+  s.num_steps = 270  # Weight steps a stage, warm-up included. PyNAS: 80 epochs.
   s.batch_size = 8  # PyNAS: 32.
   s.loss = 'psnr'  # PyNAS: 'mse' (Eq. 9). Ours: 'psnr' is -PSNR per image.
   s.alpha_every = 1  # Weight steps between alpha steps.
@@ -105,7 +105,7 @@ def base() -> ml_collections.ConfigDict:
   s.weight_lr = 2e-3  # Cosine to 0. PyNAS: 5e-4.
   s.momentum = 0.9  # Of 'sgd'.
   s.clip_norm = 1.0  # Of the weight gradient; 0 is off. Ours.
-  s.alpha_lr = 0.01  # Adam. PyNAS: 1e-3.
+  s.alpha_lr = 5e-3  # Adam. PyNAS: 1e-3.
   s.tau_start = 5.0  # Gumbel temperature, annealed linearly (GDAS: 10).
   s.tau_end = 0.5  # (GDAS: 0.1.)
   s.eval_every = 30  # Steps between scores of the derived network, and saves.

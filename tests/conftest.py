@@ -31,7 +31,8 @@ def pytest_configure(config: pytest.Config) -> None:
   jax.config.update('jax_disable_most_optimizations', True)
   # One cache per version: entries of another one are never of use.
   name = f'jax-{jax.__version__}-py{sys.version_info.minor}'
-  cache = config.cache.mkdir(name) if config.cache else None
+  cache = getattr(config, 'cache', None)
+  cache = cache and cache.mkdir(name)
   if cache and 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
     os.environ['JAX_COMPILATION_CACHE_DIR'] = str(cache)
     os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.5'

@@ -248,7 +248,7 @@ def search_stage(
   held_out = pipeline.validation_batch(config)
   stopping = Stopping(s.patience, s.collapse_fraction)
 
-  with Checkpoints(directory, keep_best_metric='psnr') as checkpoints:
+  with Checkpoints(directory, keep_best_metric='rank') as checkpoints:
     start = checkpoints.latest() or 0
     if start:
       arrays, meta = checkpoints.restore(start, {'state': state})
@@ -274,13 +274,17 @@ def search_stage(
         loss = float(figures['loss'])
         train_lib.check_finite(loss, what=name, step=step)
         psnr = score(state.params, held_out, gates_lib.argmax(state.alphas))
+        index = gates_lib.argmax(state.alphas).index[:, 0]
+        operators = space.candidates(stage)
+        cells = tuple(operators[int(i)] for i in index)
         best = stopping.best
         if since > 0:
-          index = gates_lib.argmax(state.alphas).index[:, 0]
-          operators = space.candidates(stage)
-          cells = tuple(operators[int(i)] for i in index)
           stopping = stopping.update(psnr, cells)
-        is_best = stopping.best is not None and stopping.best != best
+        # Without a best one, a network of the warm-up is better than a
+        # collapsed one.
+        rank = -1.0 if stopping.is_collapsed(cells) else 0.0
+        if stopping.best != best:
+          rank = psnr
         bar.update(step, loss=loss, psnr=psnr)
         record = {
           'train/loss': loss,
@@ -302,8 +306,7 @@ def search_stage(
             'stopping': dataclasses.asdict(stopping),
             'psnr': psnr,
           },
-          # A score in the warm-up or of a collapsed network is not kept.
-          metrics={'psnr': psnr if is_best else 0.0},
+          metrics={'rank': rank},
         )
         if stopping.reason:
           say(f'{name}: stopped at step {step}: {stopping.reason}')

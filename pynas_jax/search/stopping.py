@@ -23,6 +23,10 @@ class Stopping:
   waited: int = 0
   reason: str = ''
 
+  def is_collapsed(self, cells: tuple[str, ...]) -> bool:
+    """Returns whether too many of the operators are `zero`."""
+    return cells.count('zero') > self.collapse_fraction * len(cells)
+
   def update(self, score: float, cells: tuple[str, ...]) -> Stopping:
     """Returns the state after one more score.
 
@@ -41,8 +45,8 @@ class Stopping:
     >>> stopping.update(31.0, ('zero', 'zero', 'conv_3x3')).reason
     'collapse: 2 of 3 cells are zero'
     """
-    zeros = cells.count('zero')
-    if zeros > self.collapse_fraction * len(cells):
+    if self.is_collapsed(cells):
+      zeros = cells.count('zero')
       reason = f'collapse: {zeros} of {len(cells)} cells are zero'
       return dataclasses.replace(self, reason=reason)
     if self.best is None or score > self.best:
