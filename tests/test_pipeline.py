@@ -142,9 +142,9 @@ def test_pairs_are_cropped_and_turned_together(folder_config, augment):
 def test_crops_larger_than_images_are_refused(folder_config):
   with pytest.raises(config_lib.SettingError, match=r'train/\d \(3\dx40\)'):
     iterator(folder_config, crop=40)
-  with pytest.raises(config_lib.SettingError, match='14 more for the blur'):
+  with pytest.raises(config_lib.SettingError, match='8 more for the blur'):
     iterator(crop=576)
-  take(iterator(crop=562), 1)
+  take(iterator(crop=568), 1)
 
 
 def test_validation_batch_is_fixed():
