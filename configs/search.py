@@ -2,7 +2,7 @@
 
   python -m pynas_jax.main --config=configs/search.py
   python -m pynas_jax.main --config=configs/search.py:gopro \
-    --config.data.root=data/GOPRO_Large --workdir=runs/gopro
+    --config.data.root=downloads --workdir=runs/gopro
 
 Variants: none searches two schemes on the bundled photographs in minutes on a
 laptop; `gopro` has the settings of the PyNAS paper (PyNAS_d: cells per scale),

@@ -3,7 +3,7 @@
   python -m pynas_jax.main --config=configs/train.py \
     --config.genotype=runs/search/genotype.json
   python -m pynas_jax.main --config=configs/train.py:gopro \
-    --config.genotype=runs/gopro/genotype.json --config.data.root=GOPRO_Large
+    --config.genotype=runs/gopro/genotype.json --config.data.root=downloads
 
 Variants: none trains on the bundled photographs; `gopro` has the settings of
 the PyNAS paper; `dmphn` trains the hand-made DMPHN(1-2-4-8) with them; `tiny`

@@ -30,7 +30,8 @@ from pynas_jax import logbook as logbook_lib
 from pynas_jax import parallel
 from pynas_jax import plot
 from pynas_jax import train as train_lib
-from pynas_jax.data import pipeline
+from pynas_jax.data import check
+from pynas_jax.data import sources
 from pynas_jax.deploy import benchmark as benchmark_lib
 from pynas_jax.deploy import restorer as restorer_lib
 from pynas_jax.deploy.restorer import Restorer
@@ -115,13 +116,20 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def open_workdir(
-  workdir: str | Path, config: ml_collections.ConfigDict
+  workdir: str | Path,
+  config: ml_collections.ConfigDict,
+  splits: tuple[str, ...] = sources.SPLITS,
 ) -> Path:
-  """Makes a working directory and writes `config.json`.
+  """Makes a working directory, once nothing is wrong with settings and data.
+
+  Args:
+    workdir: The directory; takes `config.json`.
+    config: Settings.
+    splits: Those of the data that the run reads.
 
   Raises:
     SettingError: If the directory holds a run with other settings, which this
-      one would spoil.
+      one would spoil, or if data are missing or bad.
   """
   workdir = Path(workdir)
   path = workdir / 'config.json'
@@ -142,6 +150,7 @@ def open_workdir(
         f'{workdir} holds a run with other settings: {"; ".join(changed)}. Use '
         'another workdir, or delete this one to start anew.'
       )
+  check.check_data(config, workdir=workdir, splits=splits)
   workdir.mkdir(parents=True, exist_ok=True)
   write_json(path, new)
   return workdir
@@ -196,7 +205,6 @@ def search(
     SettingError: Before any work, names the setting.
   """
   config = make_config(config, **settings)
-  pipeline.num_evaluation_pairs(config)  # Data errors come before any work.
   workdir = open_workdir(workdir, config)
   with logbook_lib.Logbook(workdir) as logbook:
     result = hierarchical.search(config, workdir=workdir, logbook=logbook)
@@ -260,7 +268,6 @@ def train(
     SettingError: Before any work, names the setting.
   """
   config = make_config(config, **settings)
-  pipeline.num_evaluation_pairs(config)  # Data errors come before any work.
   workdir = open_workdir(workdir, config)
   derive(genotype, workdir)
   with logbook_lib.Logbook(workdir) as logbook:
@@ -284,8 +291,8 @@ def evaluate(
   Args:
     restorer: The network.
     config: Settings, `config.base()` by default.
-    workdir: Takes samples.png and scores.json, which has the score of each
-      image.
+    workdir: Takes samples.png and scores.json, which has the scores of each
+      sequence and image.
     **settings: Overrides, by name or by group.
 
   Returns:
@@ -293,12 +300,15 @@ def evaluate(
     `ssim` and `ssim_3d`.
   """
   config = make_config(config, **settings)
-  workdir = open_workdir(workdir, config)
-  means, rows, samples = evaluate_lib.evaluate(
-    restorer, pipeline.evaluation_pairs(config),
-    num_pairs=pipeline.num_evaluation_pairs(config),
-  )  # fmt: skip
-  write_json(workdir / 'scores.json', {'mean': means, 'images': rows})
+  workdir = open_workdir(workdir, config, splits=('test',))
+  source = sources.make_source(config.data, 'test', seed=config.seed)
+  means, rows, samples = evaluate_lib.evaluate(restorer, source)
+  scores = {
+    'mean': means,
+    'sequences': evaluate_lib.sequence_scores(rows),
+    'images': rows,
+  }
+  write_json(workdir / 'scores.json', scores)
   by_name = {row['name']: row for row in rows}
   captions = [
     (

@@ -25,7 +25,11 @@ CHOICES = {
   'model.upsample': genotype_lib.UPSAMPLES,
   'model.link': genotype_lib.LINKS,
   'model.share': ('none', 'cells', 'weights'),
-  'data.name': ('photos', 'folder'),
+  'data.name': (
+    'photos', 'folder', 'gopro', 'video_deblurring', 'kohler', 'reds',
+    'realblur', 'rain800', 'sidd_medium', 'bsd500', 'div2k', 'set5', 'set14',
+    'urban100', 'bsd100', 'set12', 'bsd68', 'kodak24', 'live1', 'classic5',
+  ),
   'search.estimator': ('one_path', 'two_path', 'mixture'),
   'search.loss': ('mse', 'psnr'),
   'search.optimizer': ('sgd', 'adam'),
@@ -36,8 +40,8 @@ CHOICES = {
 }
 POSITIVE = (
   'model.cells_per_stage', 'model.unshuffle', 'data.crop', 'data.eval_crop',
-  'data.num_validation', 'data.blurs_per_photo', 'data.num_threads',
-  'data.kernel_steps', 'search.num_trials', 'search.num_steps',
+  'data.num_validation', 'data.blurs_per_photo', 'data.kernel_steps',
+  'data.light_gamma', 'search.num_trials', 'search.num_steps',
   'search.batch_size', 'search.alpha_every', 'search.eval_every',
   'search.patience', 'search.weight_lr', 'search.alpha_lr', 'search.tau_start',
   'search.tau_end', 'search.score_steps',
@@ -79,18 +83,28 @@ def base() -> ml_collections.ConfigDict:
   m.share = 'none'
 
   c.data = d = ml_collections.ConfigDict()
-  d.name = 'photos'  # Bundled photographs, or 'folder' of your own pairs.
-  d.root = ''  # For 'folder': holds train/ and test/, each with blur/, sharp/.
+  # Bundled photographs, a 'folder' of your own, or a dataset to be prepared.
+  d.name = 'photos'
+  d.root = ''  # Folder of the images; see data/files.py for what may be in it.
+  d.subset = ''  # Of several inputs: 'blur' or 'blur_gamma', 'J' or 'R'.
+  d.prepared_dir = ''  # Of prepared datasets; '' is TFDS's own folder.
+  d.tiles = False  # Train on a prepared dataset's tiles: faster to decode.
   d.validation_fraction = 0.1  # Of the training pairs (PyNAS section 3.2).
   d.crop = 64  # Training crop, pixels. PyNAS: 256, and 288 for odd schemes.
   d.eval_crop = 288  # Centre crop scored during search and training, pixels.
   d.num_validation = 8  # Pairs scored during search and training, at most.
-  d.num_threads = 2  # Loader threads.
+  d.num_threads = 2  # Loader threads; 0 loads in the training loop.
   d.augment = True  # Random flips and quarter turns, the same for a pair.
-  d.blurs_per_photo = 4  # Blur kernels for each held-out photograph.
-  d.kernel_size = 9  # Random-walk blur kernel side, pixels, odd.
+  d.saturation_jitter = 0.0  # SDNet: 0.2, factors of 0.8 to 1.2; 0 is off.
+  # How sharp images are degraded: the bundled ones, and datasets without pairs.
+  d.blurs_per_photo = 4  # Degradations of each held-out image.
+  d.kernel_size = 9  # Random-walk blur kernel side, pixels, odd; 1 is no blur.
   d.kernel_steps = 16  # Steps of the camera's random walk.
   d.noise_sigma = 1.0  # Gaussian noise after blur, of 255.
+  d.light_gamma = 1.0  # Blur to this power of the image; 2.2 is linear light.
+  d.highlight_gain = 1.0  # Light that white pixels hold, at most; 1 is white.
+  d.shot_noise = 0.0  # Value of one photon, such as 0.001; 0 is off.
+  d.jpeg_quality = ()  # Lowest and highest, such as (60, 95); () is no JPEG.
 
   c.search = s = ml_collections.ConfigDict()
   s.schemes = ('1-2', '1-3', '1-4')  # Proposed; () is all in the limits.
@@ -146,7 +160,8 @@ def paper(odd: bool = True) -> ml_collections.ConfigDict:
   c = base()
   c.model.widths, c.model.unshuffle = (32, 64, 128), 1
   c.model.cells_per_stage = 2
-  c.data.name, c.data.root = 'folder', 'data/GOPRO_Large'
+  c.data.name, c.data.root = 'gopro', 'data'
+  c.data.tiles = True  # Ours: crops of stored tiles, for speed.
   c.data.crop = 288 if odd else 256
   c.data.num_validation = 210
   c.data.augment = False  # As the DMPHN code: random crops only.
@@ -295,7 +310,7 @@ def validate(c: ml_collections.ConfigDict) -> None:
     _require(0 < value < math.inf, name, value, 'a number above 0')
   for name in (
     'search.warmup_steps', 'search.clip_norm', 'train.clip_norm',
-    'data.noise_sigma',
+    'data.noise_sigma', 'data.num_threads', 'data.shot_noise',
   ):  # fmt: skip
     _require(0 <= leaves[name] < math.inf, name, leaves[name], '0 or more')
   _require(0 <= c.seed < 2**32, 'seed', c.seed, '0 to 4294967295')
@@ -303,6 +318,7 @@ def validate(c: ml_collections.ConfigDict) -> None:
     _require(0 < leaves[name] <= 1, name, leaves[name], 'above 0, at most 1')
   for name in (
     'train.ema_decay', 'search.momentum', 'data.validation_fraction',
+    'data.saturation_jitter',
   ):  # fmt: skip
     _require(0 <= leaves[name] < 1, name, leaves[name], '0 or more, below 1')
   size = c.data.kernel_size
@@ -314,7 +330,25 @@ def validate(c: ml_collections.ConfigDict) -> None:
     except genotype_lib.GenotypeError as error:
       raise SettingError(f'search.schemes[{i}]: {error}') from None
   if c.data.name == 'folder':
-    _require(bool(c.data.root), 'data.root', c.data.root, 'a folder of pairs')
+    _require(bool(c.data.root), 'data.root', c.data.root, 'a folder of images')
+    subsets = ('', 'blur', 'blur_gamma', 'input', 'input_crops')
+    _require(
+      c.data.subset in subsets, 'data.subset', c.data.subset,
+      f'one of {", ".join(map(repr, subsets))}',
+    )  # fmt: skip
+  if c.data.tiles:
+    _require(
+      c.data.name not in ('photos', 'folder'), 'data.tiles', True,
+      f'false, as data.name {c.data.name!r} is not a prepared dataset',
+    )  # fmt: skip
+  gain, quality = c.data.highlight_gain, c.data.jpeg_quality
+  _require(gain >= 1, 'data.highlight_gain', gain, '1 or more')
+  whole = all(isinstance(q, int) for q in quality)
+  _require(
+    not quality or (len(quality) == 2 and whole
+                    and 1 <= quality[0] <= quality[1] <= 100),
+    'data.jpeg_quality', quality, '() or (lowest, highest) within 1 and 100',
+  )  # fmt: skip
   # A probe genotype checks every setting of the model that it shares.
   candidates = c.model.candidates
   _require(

@@ -1,14 +1,15 @@
 """Scores of a trained network on held-out images, whole and one by one.
 
 Images are uint8 [H, W, 3]. PSNR and SSIM are taken of the output as it would be
-saved, rounded to 8 bits, and averaged over images; `psnr_float` is that of the
-unrounded output. `ssim` is per channel, `ssim_3d` the MATLAB-like one that
-papers on GoPro quote.
+saved, rounded to 8 bits, and averaged over images, as the papers on GoPro do;
+`psnr_float` is that of the unrounded output. `ssim` is per channel, `ssim_3d`
+the MATLAB-like one that papers on GoPro quote. The means of each sequence are
+what PyNAS's Table 2 has.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -16,6 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from pynas_jax import metrics
+from pynas_jax import registration
+from pynas_jax.data import sources
 from pynas_jax.deploy.restorer import Restorer
 from pynas_jax.logbook import progress
 
@@ -25,50 +28,100 @@ Sample = tuple[str, np.ndarray, np.ndarray, np.ndarray]
 
 @jax.jit
 def _score(
-  blurred: jax.Array, restored: jax.Array, sharp: jax.Array
+  image: jax.Array, sharp: jax.Array, mask: jax.Array | None
 ) -> dict[str, jax.Array]:
-  rounded = metrics.quantize(restored)
   return {
-    'psnr_input': metrics.psnr(blurred, sharp),
-    'psnr': metrics.psnr(rounded, sharp),
-    'psnr_float': metrics.psnr(restored, sharp),
-    'ssim_input': metrics.ssim(blurred, sharp),
-    'ssim': metrics.ssim(rounded, sharp),
-    'ssim_3d': metrics.ssim_3d(rounded, sharp),
+    'psnr': metrics.psnr(image, sharp, mask),
+    'ssim': metrics.ssim(image, sharp, mask),
+    'ssim_3d': metrics.ssim_3d(image, sharp, mask),
   }
 
 
+def _against(
+  image: jax.Array, sharp: np.ndarray, protocol: str
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+  """Returns what is scored: an image, a sharp one and where they compare.
+
+  Args:
+    image: f32[1, H, W, 3] in [0, 1].
+    sharp: u8[H, W, 3], or u8[F, H, W, 3] for 'best_match'.
+    protocol: Of the dataset.
+  """
+  if protocol == 'best_match':
+    frames = (jnp.asarray(s[None] / 255, jnp.float32) for s in sharp)
+    best = max(frames, key=lambda frame: float(metrics.psnr(image, frame)[0]))
+    return image, best, None
+  target = (sharp / 255).astype(np.float32)
+  if protocol == 'registered':
+    warped, mask = registration.register(np.asarray(image[0]), target)
+    return jnp.asarray(warped[None]), jnp.asarray(target[None]), mask[None]
+  return image, jnp.asarray(target[None]), None
+
+
 def evaluate(
-  restorer: Restorer,
-  pairs: Iterable[tuple[str, np.ndarray, np.ndarray]],
-  *,
-  num_pairs: int,
-  num_samples: int = 4,
+  restorer: Restorer, source: sources.Source, *, num_samples: int = 4
 ) -> tuple[dict[str, float], list[dict[str, Any]], list[Sample]]:
   """Scores a network.
 
   Args:
     restorer: The network.
-    pairs: Of (name, blurred, sharp); images are uint8 [H, W, 3].
-    num_pairs: How many there are, for the progress bar.
+    source: Of whole pairs.
     num_samples: Images to return, evenly spaced.
 
   Returns:
     The mean of each score over images; the scores of each image, with its
-    `name`; and some images for people to look at.
+    `name` and `sequence`; and some images for people to look at.
   """
   rows, samples = [], []
-  wanted = set(np.linspace(0, num_pairs - 1, num_samples).round().astype(int))
-  with progress(num_pairs, 'evaluate') as bar:
-    for i, (name, blurred, sharp) in enumerate(pairs):
-      x, y = (jnp.asarray(p[None] / 255, jnp.float32) for p in (blurred, sharp))
+  wanted = set(np.linspace(0, len(source) - 1, num_samples).round().astype(int))
+  with progress(len(source), 'evaluate') as bar:
+    for i in range(len(source)):
+      item = source[i]
+      blurred, sharp = item['blurred'], item['sharp']
+      x = jnp.asarray(blurred[None] / 255, jnp.float32)
       restored = jnp.asarray(restorer(x))
-      scores = _score(x, restored, y)
-      rows.append({k: float(v[0]) for k, v in scores.items()} | {'name': name})
+      before = _score(*_against(x, sharp, source.protocol))
+      rounded = metrics.quantize(restored)
+      image, target, mask = _against(rounded, sharp, source.protocol)
+      after = _score(image, target, mask)
+      unrounded = _against(restored, sharp, source.protocol)
+      scores = {
+        'psnr_input': before['psnr'],
+        'psnr': after['psnr'],
+        'psnr_float': metrics.psnr(*unrounded),
+        'ssim_input': before['ssim'],
+        'ssim': after['ssim'],
+        'ssim_3d': after['ssim_3d'],
+      }
+      rows.append({k: float(v[0]) for k, v in scores.items()})
+      rows[-1] |= {'name': item['name'], 'sequence': item['sequence']}
       if i in wanted:
-        rounded = np.asarray(jnp.round(restored[0] * 255), np.uint8)
-        samples.append((name, blurred, rounded, sharp))
+        picture = np.asarray(jnp.round(rounded[0] * 255), np.uint8)
+        shown = np.asarray(jnp.round(target[0] * 255), np.uint8)
+        samples.append((item['name'], blurred, picture, shown))
       bar.update(i + 1, psnr=rows[-1]['psnr'])
-  names = [name for name in rows[0] if name != 'name']
-  means = {name: float(np.mean([row[name] for row in rows])) for name in names}
-  return means, rows, samples
+  return mean_scores(rows), rows, samples
+
+
+def mean_scores(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+  """Returns the mean of each score over images."""
+  names = [name for name in rows[0] if name not in ('name', 'sequence')]
+  return {name: float(np.mean([row[name] for row in rows])) for name in names}
+
+
+def sequence_scores(
+  rows: Sequence[dict[str, Any]],
+) -> dict[str, dict[str, float]]:
+  """Returns the means of each sequence; none where images stand alone.
+
+  Args:
+    rows: The scores of images, as `evaluate` returns them.
+  """
+  sequences: dict[str, list[dict[str, Any]]] = {}
+  for row in rows:
+    if row['sequence']:
+      sequences.setdefault(row['sequence'], []).append(row)
+  return {
+    name: mean_scores(own) | {'images': len(own)}
+    for name, own in sequences.items()
+  }

@@ -1,34 +1,26 @@
-r"""The command line: flags to task.
+"""The command line: flags to task.
 
   python -m pynas_jax.main --config=configs/search.py --workdir=runs/search
 
 Settings can be changed by `--config.train.num_steps=100`. The same command
-again goes on where it was stopped. The config file is Python and is run: use
-your own or ours, not one from a stranger.
+again goes on where it was stopped.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-import sys
 from typing import Any
 
 from absl import flags
-from absl import logging
 import ml_collections
-from ml_collections import config_flags
 
 from pynas_jax import api
+from pynas_jax import command
 from pynas_jax import config as config_lib
 from pynas_jax import logbook
 from pynas_jax import train as train_lib
 from pynas_jax.deploy import restorer as restorer_lib
-from pynas_jax.genotype import nearest
 
-_USAGE = 'python -m pynas_jax.main --config=configs/search.py [--workdir=DIR]'
-_CONFIG = config_flags.DEFINE_config_file(
-  'config', None, 'Settings, a file such as configs/search.py:variant.'
-)
 _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Folder of the run; runs/<mode> by default.'
 )
@@ -109,64 +101,15 @@ TASKS = {
 }
 
 
-def main(argv: list[str]) -> None:
+def main(config: ml_collections.ConfigDict) -> None:
   """Runs the task that the config's `mode` names."""
-  if len(argv) > 1:
-    raise config_lib.SettingError(
-      f'{argv[1]!r} is not a flag. Usage: {_USAGE}'
-    )
-  if _CONFIG.value is None:
-    raise config_lib.SettingError(f'--config is missing. Usage: {_USAGE}')
-  logging.set_verbosity(logging.WARNING)
-  config = _CONFIG.value
-  if not isinstance(config, ml_collections.ConfigDict):
-    path = config_flags.get_config_filename(flags.FLAGS['config'])
-    files = [str(file) for file in Path(path).parent.glob('*.py')]
-    raise config_lib.SettingError(
-      f'--config is {path!r}, which is no readable config file.'
-      + nearest(path, files)
-    )
-  config_lib.validate(config)
   workdir = Path(_WORKDIR.value or f'runs/{config.mode}')
   TASKS[config.mode](config, workdir)
 
 
-def _parse(argv: list[str]) -> list[str]:
-  """Parses flags; says what is wrong with one, and what is near to it."""
-  try:
-    return flags.FLAGS(argv)
-  except AttributeError as error:
-    # What ml_collections raises for a setting that does not exist.
-    message = str(error).strip('"\'')
-    known = list(config_lib.flatten(config_lib.base()))
-    wrong = [
-      a.removeprefix('--config.').removeprefix('-config.').partition('=')[0]
-      for a in argv
-      if a.lstrip('-').startswith('config.')
-    ]
-    wrong = [name for name in wrong if name not in known]
-    if wrong:
-      message = f'{wrong[0]!r} is not a setting.' + nearest(wrong[0], known)
-    raise config_lib.SettingError(message) from None
-  except (flags.Error, TypeError, ValueError) as error:
-    # A config file's own error comes wrapped in its traceback.
-    message = str(error).rpartition('SettingError: ')[2].strip()
-    raise config_lib.SettingError(message) from None
-
-
 def run() -> None:
-  """Entry point of `pynas-jax`; bad input ends it with status 2."""
-  try:
-    main(_parse(sys.argv))
-  except ValueError as error:
-    # Settings, genotypes, checkpoints and data each say what is wrong.
-    if type(error).__module__.partition('.')[0] != 'pynas_jax':
-      raise
-    print(f'Error: {error}', file=sys.stderr)
-    sys.exit(2)
-  except train_lib.TrainingError as error:
-    print(f'Error: {error}', file=sys.stderr)
-    sys.exit(1)
+  """Entry point of `pynas-jax`."""
+  command.run(main, failures=(train_lib.TrainingError,))
 
 
 if __name__ == '__main__':

@@ -27,13 +27,15 @@ def _check(restored: Array, sharp: Array) -> None:
   chex.assert_type([restored, sharp], float)
 
 
-def _mean(x: Array) -> Array:
+def _mean(x: Array, mask: Array | None = None) -> Array:
   """Returns f32[B], the mean of each image f32[B, H, W, C].
 
   A mean of the rows' means: one running float32 sum over millions of pixels
   loses digits.
   """
-  return x.mean(axis=(2, 3)).mean(axis=1)
+  if mask is None:
+    return x.mean(axis=(2, 3)).mean(axis=1)
+  return _mean(x * mask) / _mean(mask)
 
 
 def quantize(image: Array) -> Array:
@@ -51,19 +53,20 @@ def quantize(image: Array) -> Array:
 
 
 @jax.jit
-def psnr(restored: Array, sharp: Array) -> Array:
+def psnr(restored: Array, sharp: Array, mask: Array | None = None) -> Array:
   """Returns the peak signal-to-noise ratio for a data range of 1.
 
   Args:
     restored: f[B, H, W, C]; nothing is clipped or rounded.
     sharp: f[B, H, W, C] in [0, 1].
+    mask: f32[B, H, W, 1], 1 where pixels count and 0 elsewhere.
 
   Returns:
     f32[B], dB; infinite where the images are equal.
   """
   _check(restored, sharp)
   error = restored.astype(jnp.float32) - sharp.astype(jnp.float32)
-  return -10.0 * jnp.log10(_mean(jnp.square(error)))
+  return -10.0 * jnp.log10(_mean(jnp.square(error), mask))
 
 
 def _taps() -> np.ndarray:
@@ -121,7 +124,7 @@ def _similarity(restored: Array, sharp: Array, blur) -> Array:
 
 
 @jax.jit
-def ssim(restored: Array, sharp: Array) -> Array:
+def ssim(restored: Array, sharp: Array, mask: Array | None = None) -> Array:
   """Returns the structural similarity, the mean of the colour channels'.
 
   Equals scikit-image's `structural_similarity` with `gaussian_weights=True,
@@ -130,6 +133,7 @@ def ssim(restored: Array, sharp: Array) -> Array:
   Args:
     restored: f[B, H, W, C]; H and W at least 11.
     sharp: f[B, H, W, C] in [0, 1].
+    mask: f32[B, H, W, 1], 1 where windows around pixels count, 0 elsewhere.
 
   Returns:
     f32[B], at most 1.
@@ -148,11 +152,15 @@ def ssim(restored: Array, sharp: Array) -> Array:
       f'{window}x{window} pixels, the size of its window.'
     )
   blur = lambda x: _blur(_blur(x, 2), 3)  # noqa: E731
-  return _mean(_similarity(restored, sharp, blur))
+  if mask is not None:
+    mask = mask[:, RADIUS:-RADIUS, RADIUS:-RADIUS]
+  return _mean(_similarity(restored, sharp, blur), mask)
 
 
 @jax.jit
-def ssim_3d(restored: Array, sharp: Array) -> Array:
+def ssim_3d(
+  restored: Array, sharp: Array, mask: Array | None = None
+) -> Array:
   """Returns the structural similarity of the images as H x W x C volumes.
 
   The window is an 11x11x11 Gaussian, the borders are replicated, and the mean
@@ -161,6 +169,7 @@ def ssim_3d(restored: Array, sharp: Array) -> Array:
   Args:
     restored: f[B, H, W, C]; of any size.
     sharp: f[B, H, W, C] in [0, 1].
+    mask: f32[B, H, W, 1], as for `ssim`.
 
   Returns:
     f32[B], at most 1; above `ssim` as a rule.
@@ -173,4 +182,4 @@ def ssim_3d(restored: Array, sharp: Array) -> Array:
     pad = ((0, 0), (0, 0), (RADIUS, RADIUS), (RADIUS, RADIUS), (0, 0))
     return _blur(_blur(_blur_channels(jnp.pad(x, pad, mode='edge')), 2), 3)
 
-  return _mean(_similarity(restored, sharp, blur))
+  return _mean(_similarity(restored, sharp, blur), mask)

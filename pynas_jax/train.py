@@ -184,21 +184,24 @@ def train(
       batches.set_state(meta['data'])
     logbook.rewind(stage, start)
     with progress(num_steps, stage, start=start) as bar:
+      loss = None
       for step in range(start + 1, num_steps + 1):
-        state, figures = step_fn(state, next(batches), key)
+        state, figures = step_fn(state, batches.take(loss), key)
+        loss = figures['loss']
         if step % t.eval_every and step < num_steps:
           bar.update(step)
           continue
-        loss = float(figures['loss'])
-        check_finite(loss, what=stage, step=step)
+        value = float(loss)
+        check_finite(value, what=stage, step=step)
         best = state.averaged if t.ema_decay else state.params
         psnr = score(best, held_out)
-        bar.update(step, loss=loss, psnr=psnr)
+        bar.update(step, loss=value, psnr=psnr)
         logbook.write(
           stage, step, {
-            'train/loss': loss,
+            'train/loss': value,
             'train/grad_norm': float(figures['grad_norm']),
             'validation/psnr': psnr,
+            'data/wait_fraction': batches.wait_fraction(),
           },
         )  # fmt: skip
         checkpoints.save(

@@ -74,18 +74,3 @@ def test_apply_kernel_refuses_other_types():
     blur.apply_kernel(image.astype(np.uint8), kernel)
   with pytest.raises(AssertionError):
     blur.apply_kernel(image[None], kernel)
-
-
-def test_degrade_adds_noise_of_sigma_and_stays_in_range():
-  grey = np.full((128, 128, 3), 0.5, np.float32)
-  kernel = blur.random_walk_kernel(np.random.default_rng(0), size=9, steps=8)
-  noisy = blur.degrade(
-    np.random.default_rng(0), grey, kernel=kernel, noise_sigma=5.0
-  )
-  assert noisy.dtype == np.float32
-  assert abs(noisy.std() * 255 - 5.0) < 0.1
-  white = blur.degrade(
-    np.random.default_rng(0), grey * 2, kernel=kernel, noise_sigma=5.0
-  )
-  assert white.max() == 1.0
-  assert white.min() >= 0.0

@@ -19,12 +19,16 @@ ORDER = (
   'genotype', 'config', 'losses', 'metrics',
   'nn', 'nn.patches', 'nn.ops', 'nn.gates', 'nn.mixed', 'nn.blocks',
   'spaces.base', 'spaces.pynas', 'spaces.dmphn', 'spaces',
-  'data', 'data.blur', 'data.sources', 'data.pipeline',
-  'checkpoint', 'parallel', 'logbook', 'plot', 'train',
+  'command', 'logbook',
+  'data', 'data.blur', 'data.degrade', 'data.augment', 'data.files',
+  'data.faults', 'data.builders.base', 'data.builders.deblurring',
+  'data.builders.restoration', 'data.builders', 'data.sources',
+  'data.pipeline', 'data.check',
+  'checkpoint', 'parallel', 'plot', 'train',
   'search', 'search.stopping', 'search.bilevel', 'search.schemes',
   'search.hierarchical',
   'deploy', 'deploy.restorer', 'deploy.benchmark',
-  'evaluate', 'api', 'main',
+  'registration', 'evaluate', 'api', 'main',
 )  # fmt: skip
 # The package itself loads `api`, when first asked for a function of it.
 FILES = {

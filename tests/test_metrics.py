@@ -145,3 +145,35 @@ def test_scores_refuse_different_shapes():
     metrics.psnr(np.zeros((1, 8, 8, 3)), np.zeros((1, 8, 9, 3)))
   with pytest.raises(AssertionError):
     metrics.psnr(np.zeros((8, 8, 3)), np.zeros((8, 8, 3)))
+
+
+@pytest.mark.parametrize('name', ['psnr', 'ssim', 'ssim_3d'])
+def test_mask_leaves_pixels_out(name):
+  score = getattr(metrics, name)
+  rng = np.random.default_rng(5)
+  sharp = rng.random((2, 40, 44, 3), np.float32)
+  restored = sharp + 0.05 * rng.standard_normal(sharp.shape, np.float32)
+  ones = np.ones((2, 40, 44, 1), np.float32)
+  np.testing.assert_allclose(
+    score(restored, sharp, ones), score(restored, sharp), rtol=1e-5
+  )
+  # Spoiled pixels, and the windows that see them, do not count.
+  mask = ones.copy()
+  mask[:, :, 30:] = 0
+  spoiled = restored.copy()
+  spoiled[:, :, 36:] = 0
+  np.testing.assert_allclose(
+    score(spoiled, sharp, mask), score(restored, sharp, mask), rtol=1e-5
+  )
+  assert np.all(np.abs(score(spoiled, sharp) - score(restored, sharp)) > 0.01)
+
+
+def test_masked_psnr_is_the_mean_over_what_is_left():
+  rng = np.random.default_rng(6)
+  sharp, restored = rng.random((2, 1, 20, 24, 3), np.float32)
+  mask = np.zeros((1, 20, 24, 1), np.float32)
+  mask[:, 3:9, 5:20] = 1
+  np.testing.assert_allclose(
+    metrics.psnr(restored, sharp, mask),
+    metrics.psnr(restored[:, 3:9, 5:20], sharp[:, 3:9, 5:20]), rtol=1e-5,
+  )  # fmt: skip

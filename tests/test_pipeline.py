@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 
 import numpy as np
 from PIL import Image
@@ -63,7 +64,7 @@ def test_batches_follow_from_the_seed_whatever_the_threads():
   reference = take(iterator(), 6)
   assert same(reference, take(iterator(), 6))
   assert not same(reference, take(iterator(seed=6), 6))
-  for num_threads in (1, 5):
+  for num_threads in (0, 1, 2, 5):
     config = config_lib.base()
     config.data.num_threads = num_threads
     assert same(reference, take(iterator(config), 6))
@@ -172,17 +173,35 @@ def test_validation_batch_shrinks_to_the_smallest_image(folder_config):
   assert batch['sharp'].shape == (1, size[0], size[0], 3)
 
 
-def test_evaluation_pairs_are_whole_images(folder_config):
-  pairs = list(pipeline.evaluation_pairs(folder_config))
-  assert [name for name, _, _ in pairs] == ['test/0', 'test/1']
-  assert len(pairs) == pipeline.num_evaluation_pairs(folder_config)
-  for i, (_, blurred, sharp) in enumerate(pairs):
-    assert sharp.shape == (32 + i, 40, 3)
-    assert sharp.dtype == np.uint8
-    np.testing.assert_array_equal(blurred, 255 - sharp)
+def test_waiting_is_measured():
+  class Slow:
+    """An iterator that takes as long as the training that reads it."""
 
+    def __next__(self):
+      time.sleep(0.02)
+      return {}
 
-def test_evaluation_errors_come_at_the_call(folder_config):
-  folder_config.data.root += '/nowhere'
-  with pytest.raises(config_lib.SettingError, match='nowhere'):
-    pipeline.evaluation_pairs(folder_config)
+    def get_state(self):
+      return {'next_index': 3}
+
+    def set_state(self, state):
+      raise AssertionError(state)
+
+  class Busy:
+    """A step that the device still works on."""
+
+    def is_ready(self):
+      return False
+
+  batches = pipeline.Batches(Slow())
+  assert batches.wait_fraction() == 0.0
+  for pause, low, high in ((0.02, 0.3, 0.8), (0.0, 0.9, 1.0)):
+    for _ in range(10):
+      next(batches)
+      time.sleep(pause)
+    assert low < batches.wait_fraction() <= high
+    time.sleep(0.2)  # An evaluation, say.
+  for _ in range(3):
+    batches.take(Busy())
+  assert batches.wait_fraction() == 0.0
+  assert batches.get_state() == {'next_index': 3}

@@ -83,7 +83,8 @@ def test_training_photographs_are_sharp_only():
   for split in ('train', 'validation'):
     source = sources.make_training_source(data, split, seed=0)
     assert source.names == sources.PHOTOS[split]
-    assert set(source[0]) == {'name', 'sharp'}
+    assert set(source[0]) == {'name', 'sequence', 'sharp'}
+    assert not source.paired
 
 
 def test_unknown_split_is_refused():
@@ -100,9 +101,9 @@ def test_folder_of_raw_gopro_layout(tmp_path):
   write(tmp_path / 'train/GOPR1/blur_gamma/01.png', np.zeros((4, 4), np.uint8))
   data = folder(tmp_path)
   train, held = names(data, 'train'), names(data, 'validation')
-  assert len(train) == 18
-  assert len(held) == 2
-  assert not train & held
+  # Sequences are never divided, so one of the two is held out.
+  assert len(train) == len(held) == 10
+  assert {name[:11] for name in train} != {name[:11] for name in held}
   assert names(data, 'test') == {'test/GOPR3/01', 'test/GOPR3/02', 'test/flat'}
   assert names(data, 'validation') == held
   assert any(names(data, 'validation', seed) != held for seed in (1, 2, 3))
@@ -154,11 +155,14 @@ def test_missing_root(tmp_path, root):
 
 def test_folder_without_pairs(tmp_path):
   (tmp_path / 'train' / 'blur').mkdir(parents=True)
-  with pytest.raises(config_lib.SettingError, match='no pairs'):
+  with pytest.raises(config_lib.SettingError, match='no images; expected'):
     sources.make_source(folder(tmp_path), 'train', seed=0)
+  write_pairs(tmp_path / 'train', ['a', 'b'])
+  with pytest.raises(config_lib.SettingError, match="the data.subset 'input'"):
+    sources.make_source(folder(tmp_path, subset='input'), 'train', seed=0)
 
 
-def test_missing_partners_are_listed(tmp_path):
+def test_missing_partners_are_all_listed(tmp_path):
   write_pairs(tmp_path / 'train', [f'{i:02}' for i in range(14)])
   for i in range(12):
     (tmp_path / 'train' / 'sharp' / f'{i:02}.png').unlink()
@@ -166,22 +170,53 @@ def test_missing_partners_are_listed(tmp_path):
   with pytest.raises(config_lib.SettingError) as error:
     sources.make_source(folder(tmp_path), 'train', seed=0)
   text = str(error.value)
-  assert '13 images without a partner' in text
-  assert 'train/00 (no sharp)' in text
-  assert 'train/10' not in text
-  assert 'and 3 more' in text
+  assert '13 faults' in text
+  for i in range(12):
+    assert f'train/blur/{i:02}.png: no partner in train/sharp' in text
+  assert 'train/sharp/13.png: no partner in train/blur' in text
 
 
-def test_bad_test_images_stop_training_as_well(tmp_path):
-  write_pairs(tmp_path / 'train', ['a', 'b', 'c'])
+def test_pair_of_unequal_sizes_is_named(tmp_path):
   write_pairs(tmp_path / 'test', ['d', 'e'])
   write(tmp_path / 'test/sharp/d.png', np.zeros((8, 9, 3), np.uint8))
-  with pytest.raises(config_lib.SettingError, match='sharp 8x9') as error:
-    sources.make_source(folder(tmp_path), 'train', seed=0)
-  assert 'test/d (blur 20x24' in str(error.value)
-  (tmp_path / 'test' / 'sharp' / 'd.png').write_bytes(b'no image')
-  with pytest.raises(config_lib.SettingError, match='cannot be read: test/d'):
-    sources.make_source(folder(tmp_path), 'train', seed=0)
+  source = sources.make_source(folder(tmp_path), 'test', seed=0)
+  with pytest.raises(config_lib.SettingError, match='test/d: .*8, 9, 3'):
+    source[0]
+
+
+def test_sharp_images_alone_are_degraded(tmp_path):
+  for split, count in (('train', 4), ('test', 2)):
+    for i in range(count):
+      rng = np.random.default_rng(i)
+      pixels = rng.integers(0, 255, (40, 44, 3), np.uint8)
+      write(tmp_path / split / 'deep' / f'{i}.png', pixels)
+  data = folder(tmp_path, blurs_per_photo=3)
+  test = sources.make_source(data, 'test', seed=0)
+  assert test.names[:4] == (
+    'test/deep/0.png-0', 'test/deep/0.png-1', 'test/deep/0.png-2',
+    'test/deep/1.png-0',
+  )  # fmt: skip
+  assert test.sizes == ((40, 44),) * 6
+  assert np.any(test[0]['blurred'] != test[0]['sharp'])
+  assert np.any(test[0]['blurred'] != test[1]['blurred'])
+  train = sources.make_training_source(data, 'train', seed=0)
+  assert len(train) == 3
+  assert 'blurred' not in train[0]
+  assert names(data, 'train').isdisjoint(names(data, 'validation'))
+
+
+def test_one_sequence_is_divided_by_frame(tmp_path):
+  write_pairs(tmp_path / 'train' / 'only', [f'{i:02}' for i in range(20)])
+  data = folder(tmp_path)
+  assert [len(names(data, s)) for s in ('train', 'validation')] == [18, 2]
+
+
+def test_a_folder_of_validation_images_is_taken_as_it_is(tmp_path):
+  write_pairs(tmp_path / 'train', ['a', 'b', 'c'])
+  write_pairs(tmp_path / 'val', ['d'])
+  data = folder(tmp_path)
+  assert names(data, 'validation') == {'val/d'}
+  assert len(names(data, 'train')) == 3
 
 
 def test_truncated_image_is_named(tmp_path):
@@ -196,5 +231,5 @@ def test_truncated_image_is_named(tmp_path):
 def test_two_images_of_one_name(tmp_path):
   write_pairs(tmp_path / 'test', ['a'])
   write(tmp_path / 'test/blur/a.jpg', np.zeros((20, 24, 3), np.uint8))
-  with pytest.raises(config_lib.SettingError, match=r'a\.jpg and a\.png'):
+  with pytest.raises(config_lib.SettingError, match=r'a\.png: a\.jpg has the'):
     sources.make_source(folder(tmp_path), 'test', seed=0)

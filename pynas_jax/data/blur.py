@@ -103,27 +103,3 @@ def apply_kernel(image: np.ndarray, kernel: np.ndarray) -> np.ndarray:
     y, x = size - 1 - i, size - 1 - j
     total += kernel[i, j] * padded[y : y + height, x : x + width]
   return total
-
-
-def degrade(
-  rng: np.random.Generator,
-  image: np.ndarray,
-  *,
-  kernel: np.ndarray,
-  noise_sigma: float,
-) -> np.ndarray:
-  """Blurs an image and adds the noise of the sensor.
-
-  Args:
-    rng: Source of randomness.
-    image: f32[H, W, C] in [0, 1].
-    kernel: f32[K, K] of sum 1.
-    noise_sigma: Standard deviation of Gaussian noise, of 255.
-
-  Returns:
-    f32[H, W, C] in [0, 1].
-  """
-  blurred = apply_kernel(image, kernel)
-  noise = rng.standard_normal(image.shape, dtype=np.float32)
-  blurred += np.float32(noise_sigma / 255) * noise
-  return np.clip(blurred, 0.0, 1.0, out=blurred)

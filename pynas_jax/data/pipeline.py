@@ -4,27 +4,76 @@ A batch is {'blurred': f32[B, H, W, 3], 'sharp': f32[B, H, W, 3]} in [0, 1].
 Every random choice follows from the seed and the position of the element, so
 batches do not depend on the number of threads, and an iterator restored by
 `set_state` goes on bit for bit. Random crops of training pairs are as in PyNAS
-section 3.2; the bundled photographs get a fresh blur for each crop (ours).
+section 3.2; sharp images get a fresh degradation for each crop (ours).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 import math
-from typing import Any
+import time
+from typing import Any, Self
 
 import grain
+import jax
 import ml_collections
 import numpy as np
 
 from pynas_jax import config as config_lib
-from pynas_jax.data import blur
+from pynas_jax.data import augment
+from pynas_jax.data import degrade
 from pynas_jax.data import sources
 
 Batch = dict[str, np.ndarray]
 # Grain's shuffle slows down as the data get fewer, by far more than all else
 # here for eight photographs, so few images are repeated before it.
 MIN_SHUFFLED = 1024
+MAX_LISTED = 10
+
+
+class Batches:
+  """Grain's iterator over batches, and how long the device waits for it."""
+
+  def __init__(self, iterator: grain.DatasetIterator):
+    """Wraps the iterator."""
+    self._iterator = iterator
+    self.get_state, self.set_state = iterator.get_state, iterator.set_state
+    self._forget()
+
+  def _forget(self) -> None:
+    self._began, self._ended, self._waited = None, 0.0, 0.0
+
+  def __iter__(self) -> Self:
+    return self
+
+  def __next__(self) -> Batch:
+    return self.take(None)
+
+  def take(self, running: jax.Array | None) -> Batch:
+    """Returns the next batch.
+
+    Args:
+      running: A result of the step before. Steps are launched ahead of the
+        device: as long as it is busy, nobody waits.
+    """
+    began = time.perf_counter()
+    batch = next(self._iterator)
+    self._ended = time.perf_counter()
+    self._began = began if self._began is None else self._began
+    if running is None or running.is_ready():
+      self._waited += self._ended - began
+    return batch
+
+  def wait_fraction(self) -> float:
+    """Returns the share of time that the device waited, since the last call.
+
+    The time is that of whole steps, from asking for the first batch to having
+    the last; what comes after the last batch, such as an evaluation, is not in
+    it. An upper bound: the device may have become idle in the middle of a wait.
+    """
+    span = self._ended - (self._began or 0.0)
+    fraction = self._waited / span if self._began is not None else 0.0
+    self._forget()
+    return fraction
 
 
 def make_train_iterator(
@@ -34,19 +83,18 @@ def make_train_iterator(
   batch_size: int,
   crop: int,
   seed: int,
-) -> grain.DatasetIterator:
+) -> Batches:
   """Returns an endless iterator over shuffled random crops.
 
   Args:
-    config: All settings; `config.seed` splits a folder into training and
-      validation.
+    config: All settings; `config.seed` divides training from validation.
     split: 'train', or 'validation' for the architecture parameters.
     batch_size: Crops in a batch B.
     crop: Side of a crop, pixels.
     seed: Of the order, crops, blurs and noise.
 
   Returns:
-    A Grain iterator of {'blurred': f32[B, crop, crop, 3], 'sharp': the same} in
+    An iterator of {'blurred': f32[B, crop, crop, 3], 'sharp': the same} in
     [0, 1], with `get_state` and `set_state`.
 
   Raises:
@@ -54,23 +102,21 @@ def make_train_iterator(
   """
   data = ml_collections.FrozenConfigDict(config.data)  # Threads read it later.
   source = sources.make_training_source(data, split, seed=config.seed)
+  recipe = degrade.Recipe.from_settings(data)
   # Blur is drawn on a wider crop, whose border is then cut away.
-  margin = data.kernel_size - 1 if data.name == 'photos' else 0
+  margin = 0 if source.paired else recipe.margin
   _check_crop(source, crop, margin)
 
   def draw(item: dict[str, Any], rng: np.random.Generator) -> Batch:
-    pair = _random_crop(rng, item, crop + margin)
+    images = [item[key] for key in ('blurred', 'sharp') if key in item]
+    pair = augment.random_crop(rng, images, crop + margin)
     if len(pair) == 1:
-      kernel = blur.random_walk_kernel(
-        rng, size=data.kernel_size, steps=data.kernel_steps
-      )
-      blurred = blur.degrade(
-        rng, pair[0], kernel=kernel, noise_sigma=data.noise_sigma
-      )
-      pair = _centre(np.stack([blurred, pair[0]]), crop)
+      blurred = recipe.degrade(rng, pair[0])
+      pair = augment.centre_crop(np.stack([blurred, pair[0]]), crop)
     if data.augment:
-      pair = np.rot90(pair, rng.integers(4), axes=(1, 2))
-      pair = pair[:, :, :: 1 - 2 * rng.integers(2)]
+      pair = augment.turn(rng, pair)
+    if data.saturation_jitter > 0:
+      pair = augment.jitter_saturation(rng, pair, data.saturation_jitter)
     return {'blurred': pair[0], 'sharp': pair[1]}
 
   dataset = (
@@ -85,7 +131,7 @@ def make_train_iterator(
   options = grain.ReadOptions(
     num_threads=data.num_threads, prefetch_buffer_size=2 * data.num_threads
   )
-  return iter(dataset.to_iter_dataset(options))
+  return Batches(iter(dataset.to_iter_dataset(options)))
 
 
 def validation_batch(config: ml_collections.ConfigDict) -> Batch:
@@ -111,36 +157,9 @@ def validation_batch(config: ml_collections.ConfigDict) -> Batch:
   for i in indices:
     item = source[i]
     pair = np.stack([item['blurred'], item['sharp']])
-    pairs.append(_centre(pair, edge).astype(np.float32) / 255)
+    pairs.append(augment.centre_crop(pair, edge).astype(np.float32) / 255)
   blurred, sharp = np.stack(pairs, axis=1)
   return {'blurred': blurred, 'sharp': sharp}
-
-
-def evaluation_pairs(
-  config: ml_collections.ConfigDict, split: str = 'test'
-) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-  """Returns an iterator over whole images: name, blurred and sharp.
-
-  Args:
-    config: All settings.
-    split: One of `sources.SPLITS`.
-
-  Returns:
-    An iterator of (str, u8[H, W, 3], u8[H, W, 3]).
-
-  Raises:
-    SettingError: At the call, if images are missing or do not fit.
-  """
-  source = sources.make_source(config.data, split, seed=config.seed)
-  items = (source[i] for i in range(len(source)))
-  return ((item['name'], item['blurred'], item['sharp']) for item in items)
-
-
-def num_evaluation_pairs(
-  config: ml_collections.ConfigDict, split: str = 'test'
-) -> int:
-  """Returns the length of `evaluation_pairs`."""
-  return len(sources.make_source(config.data, split, seed=config.seed))
 
 
 def _check_crop(source: sources.Source, crop: int, margin: int) -> None:
@@ -150,8 +169,8 @@ def _check_crop(source: sources.Source, crop: int, margin: int) -> None:
     if min(height, width) < crop + margin
   ]
   if small:
-    listed = ', '.join(small[: sources.MAX_LISTED])
-    more = len(small) - sources.MAX_LISTED
+    listed = ', '.join(small[:MAX_LISTED])
+    more = len(small) - MAX_LISTED
     raise config_lib.SettingError(
       f'data.crop is {crop}'
       + (f', and {margin} more for the blur,' if margin else ',')
@@ -159,22 +178,3 @@ def _check_crop(source: sources.Source, crop: int, margin: int) -> None:
       + (f' and {more} more' if more > 0 else '')
       + '. Lower data.crop or remove them.'
     )
-
-
-def _random_crop(
-  rng: np.random.Generator, item: dict[str, Any], size: int
-) -> np.ndarray:
-  """Returns f32[1 or 2, size, size, 3]: blurred, if there is one, and sharp."""
-  height, width, _ = item['sharp'].shape
-  y = rng.integers(height - size + 1)
-  x = rng.integers(width - size + 1)
-  images = [item[key] for key in ('blurred', 'sharp') if key in item]
-  crops = np.stack([image[y : y + size, x : x + size] for image in images])
-  return crops.astype(np.float32) / 255
-
-
-def _centre(images: np.ndarray, size: int) -> np.ndarray:
-  """Returns the middle [N, size, size, C] of [N, H, W, C]."""
-  y = (images.shape[1] - size) // 2
-  x = (images.shape[2] - size) // 2
-  return images[:, y : y + size, x : x + size]

@@ -259,14 +259,18 @@ def search_stage(
     logbook.rewind(name, start)
     end = start if stopping.reason else s.num_steps
     with progress(s.num_steps, name, start=start) as bar:
+      running = None
       for step in range(start + 1, end + 1):
-        state, figures = weight_step(state, next(weight_batches), step_key)
+        batch = weight_batches.take(running)
+        state, figures = weight_step(state, batch, step_key)
+        running = figures['loss']
         since = step - s.warmup_steps
         alpha_figures = None
         if since > 0 and since % s.alpha_every == 0:
           state, alpha_figures = alpha_step(
-            state, next(alpha_batches), step_key
+            state, alpha_batches.take(running), step_key
           )
+          running = alpha_figures['loss']
         if step % s.eval_every and step < s.num_steps:
           bar.update(step)
           continue
@@ -291,6 +295,8 @@ def search_stage(
           'validation/psnr': psnr,
           'alphas/entropy': entropy(state.alphas),
           'alphas/tau': float(temperature(state.step, s)),
+          'data/wait_fraction': weight_batches.wait_fraction()
+          + alpha_batches.wait_fraction(),
         }
         if alpha_figures is not None:
           objective = float(alpha_figures['loss'])

@@ -1,0 +1,90 @@
+"""Commands that take a config file: flags to settings, errors to exit status.
+
+Settings can be changed by `--config.train.num_steps=100`. The config file is
+Python and is run: use your own or ours, not one from a stranger.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+import sys
+
+from absl import flags
+from absl import logging
+import ml_collections
+from ml_collections import config_flags
+
+from pynas_jax import config as config_lib
+from pynas_jax.genotype import nearest
+
+_USAGE = 'python -m pynas_jax.main --config=configs/search.py [--workdir=DIR]'
+_CONFIG = config_flags.DEFINE_config_file(
+  'config', None, 'Settings, a file such as configs/search.py:variant.'
+)
+
+
+def parse(argv: list[str]) -> ml_collections.ConfigDict:
+  """Returns the settings that a command line asks for, checked.
+
+  Raises:
+    SettingError: Names a flag or setting that is wrong, and what is near to it.
+  """
+  try:
+    rest = flags.FLAGS(argv)[1:]
+  except AttributeError as error:
+    # What ml_collections raises for a setting that does not exist.
+    message = str(error).strip('"\'')
+    known = list(config_lib.flatten(config_lib.base()))
+    wrong = [
+      a.removeprefix('--config.').removeprefix('-config.').partition('=')[0]
+      for a in argv
+      if a.lstrip('-').startswith('config.')
+    ]
+    wrong = [name for name in wrong if name not in known]
+    if wrong:
+      message = f'{wrong[0]!r} is not a setting.' + nearest(wrong[0], known)
+    raise config_lib.SettingError(message) from None
+  except (flags.Error, TypeError, ValueError) as error:
+    # A config file's own error comes wrapped in its traceback.
+    message = str(error).rpartition('SettingError: ')[2].strip()
+    raise config_lib.SettingError(message) from None
+  if rest:
+    raise config_lib.SettingError(f'{rest[0]!r} is not a flag. Usage: {_USAGE}')
+  config = _CONFIG.value
+  if config is None:
+    raise config_lib.SettingError(f'--config is missing. Usage: {_USAGE}')
+  if not isinstance(config, ml_collections.ConfigDict):
+    path = config_flags.get_config_filename(flags.FLAGS['config'])
+    files = [str(file) for file in Path(path).parent.glob('*.py')]
+    raise config_lib.SettingError(
+      f'--config is {path!r}, which is no readable config file.'
+      + nearest(path, files)
+    )
+  config_lib.validate(config)
+  return config
+
+
+def run(
+  main: Callable[[ml_collections.ConfigDict], None],
+  failures: tuple[type[Exception], ...] = (),
+) -> None:
+  """Runs a command.
+
+  Args:
+    main: Takes the settings.
+    failures: Errors of a run that cannot go on, which end it with status 1;
+      bad input ends it with status 2.
+  """
+  logging.set_verbosity(logging.WARNING)
+  try:
+    main(parse(sys.argv))
+  except ValueError as error:
+    # Settings, genotypes, checkpoints and data each say what is wrong.
+    if type(error).__module__.partition('.')[0] != 'pynas_jax':
+      raise
+    print(f'Error: {error}', file=sys.stderr)
+    sys.exit(2)
+  except failures as error:
+    print(f'Error: {error}', file=sys.stderr)
+    sys.exit(1)

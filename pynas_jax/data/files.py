@@ -1,0 +1,244 @@
+"""Pairs of image files: finding them in folders, decoding them.
+
+Decoded images are uint8 [H, W, 3], upright. A pair is found by its two files'
+common name, in folders beside each other:
+
+  train|test/blur, sharp               as most deblurring repositories
+  train|test/SEQUENCE/blur, sharp      raw GoPro, which also has blur_gamma
+  train|test/input, target             as NAFNet and MAXIM
+  train|test/input_crops, target_crops as Restormer
+  SEQUENCE/input, GT                   as the video deblurring of Su et al.
+
+Without train/ and test/ the same is sought in the root; val/ may be there too.
+Where there are no such folders, every image is a sharp one without a partner.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from PIL import Image
+from PIL import ImageOps
+
+from pynas_jax import config as config_lib
+
+SUFFIXES = (
+  '.bmp', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp',
+)  # fmt: skip
+# Folder -> split.
+SPLITS = {
+  'train': 'train', 'val': 'validation', 'validation': 'validation',
+  'test': 'test',
+}  # fmt: skip
+# Folder of the inputs -> those of their targets. Of several inputs beside each
+# other the first counts, unless the setting `data.subset` names another.
+PARTNERS = {
+  'blur': ('sharp',),
+  'blur_gamma': ('sharp',),
+  'input': ('target', 'GT'),
+  'input_crops': ('target_crops',),
+}
+_ORIENTATION = 0x0112  # EXIF tag; values above 4 swap height and width.
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+  """The files of one scene.
+
+  Attributes:
+    name: Unique in the dataset.
+    split: 'train', 'validation', 'test', or '' where its folder says none.
+    sequence: Video or burst that no split may divide; '' is an image alone.
+    blurred: The degraded image, or None if it is to be made of the sharp one.
+    sharp: The sharp image; or several, of which the best-matching one counts.
+    halves: One file holds both, the sharp image left of the degraded one.
+  """
+
+  name: str
+  split: str
+  sequence: str
+  blurred: Path | None
+  sharp: tuple[Path, ...]
+  halves: bool = False
+
+  @property
+  def files(self) -> tuple[Path, ...]:
+    """All files, none twice."""
+    if self.blurred is None or self.halves:
+      return self.sharp
+    return (self.blurred, *self.sharp)
+
+
+def decode(file: Path | BinaryIO) -> np.ndarray:
+  """Decodes an image.
+
+  Args:
+    file: A path, or an open file.
+
+  Returns:
+    u8[H, W, 3], upright.
+
+  Raises:
+    SettingError: Names the file that cannot be decoded.
+  """
+  try:
+    with Image.open(file) as image:
+      return np.array(ImageOps.exif_transpose(image).convert('RGB'))
+  except (OSError, SyntaxError, ValueError) as error:
+    raise config_lib.SettingError(
+      f'{file} cannot be decoded: {error}. Replace it or remove the pair.'
+    ) from error
+
+
+def read(pair: Pair) -> dict[str, Any]:
+  """Decodes a pair.
+
+  Returns:
+    {'name', 'sequence', 'blurred': u8[H, W, 3], 'sharp': u8[H, W, 3], or
+    u8[F, H, W, 3] of several}; without 'blurred' if the pair has none.
+
+  Raises:
+    SettingError: If a file cannot be decoded, or the sizes differ.
+  """
+  item: dict[str, Any] = {'name': pair.name, 'sequence': pair.sequence}
+  images = [decode(path) for path in pair.sharp]
+  if pair.halves:
+    width = images[0].shape[1] // 2
+    item['blurred'] = images[0][:, width : 2 * width]
+    images = [images[0][:, :width]]
+  elif pair.blurred is not None:
+    item['blurred'] = decode(pair.blurred)
+  shapes = {image.shape for image in (*images, item.get('blurred', images[0]))}
+  if len(shapes) > 1:
+    raise config_lib.SettingError(
+      f'{pair.name}: its images have the shapes {sorted(shapes)}; expected one.'
+    )
+  item['sharp'] = images[0] if len(images) == 1 else np.stack(images)
+  return item
+
+
+def size_of(pair: Pair) -> tuple[int, int]:
+  """Returns height and width of an upright pair, from its header."""
+  with Image.open(pair.sharp[0]) as image:
+    width, height = image.size
+    # The method of the base class: that of PNG files decodes all pixels.
+    turned = Image.Image.getexif(image).get(_ORIENTATION, 1) > 4
+  if turned:
+    width, height = height, width
+  return height, width // 2 if pair.halves else width
+
+
+def images_under(folder: Path) -> list[Path]:
+  """Returns the image files in and below a folder, in order of their paths."""
+  return [
+    path
+    for parent in _folders(folder)
+    for path in sorted(parent.iterdir())
+    if path.suffix.lower() in SUFFIXES and not path.name.startswith('.')
+  ]
+
+
+def find_pairs(root: Path, *, subset: str = '') -> tuple[list[Pair], list[str]]:
+  """Finds the pairs in a folder of one of the layouts that people have.
+
+  Args:
+    root: The folder.
+    subset: Folder of the inputs, if there are several beside each other.
+
+  Returns:
+    The pairs, in order of their paths; and a line for each file that has no
+    partner, or more than one.
+  """
+  tops = [(root / name, SPLITS[name]) for name in SPLITS]
+  tops = [(top, split) for top, split in tops if top.is_dir()] or [(root, '')]
+  pairs, faults = [], []
+  for top, split in tops:
+    for parent in _folders(top):
+      sides = _sides(parent, subset)
+      if sides:
+        found, bad = match(*sides, root=root, top=top, split=split)
+        pairs += found
+        faults += bad
+  if pairs or faults or subset:
+    return pairs, faults
+  for top, split in tops:
+    for path in images_under(top):
+      name = path.relative_to(root).as_posix()
+      pairs.append(Pair(name, split, '', None, (path,)))
+  return pairs, faults
+
+
+def match(
+  inputs: Path, targets: Path, *, root: Path, top: Path, split: str
+) -> tuple[list[Pair], list[str]]:
+  """Matches the images of two folders by name.
+
+  Args:
+    inputs: Folder of the degraded images, which may have folders of its own.
+    targets: Folder of the sharp ones, with the same folders.
+    root: Names are relative to it.
+    top: Folder of the split; the way from here to an image is its sequence.
+    split: Of the pairs.
+
+  Returns:
+    The pairs, and a line for each image that has no partner, or more than one.
+  """
+  pairs, faults, sides = [], [], []
+  for folder in (inputs, targets):
+    images: dict[Path, Path] = {}
+    for path in images_under(folder):
+      key = path.relative_to(folder).with_suffix('')
+      if key in images:
+        faults.append(
+          f'{path.relative_to(root).as_posix()}: {images[key].name} has the '
+          'same name'
+        )
+      images[key] = path
+    sides.append(images)
+  blurred, sharp = sides
+  parent = inputs.parent
+  for key in sorted(blurred.keys() | sharp.keys()):
+    if key in blurred and key in sharp:
+      sequence = (parent / key).parent.relative_to(top).as_posix()
+      pairs.append(
+        Pair(
+          (parent / key).relative_to(root).as_posix(), split,
+          '' if sequence == '.' else f'{top.name}/{sequence}',
+          blurred[key], (sharp[key],),
+        )
+      )  # fmt: skip
+    else:
+      here, other = (sharp, inputs) if key in sharp else (blurred, targets)
+      name = here[key].relative_to(root).as_posix()
+      faults.append(f'{name}: no partner in {other.relative_to(root)}')
+  return pairs, faults
+
+
+def _folders(top: Path) -> Iterator[Path]:
+  """Walks a folder and those below, links too, but not twice, in order."""
+  seen = set()
+  for parent, names, _ in os.walk(top, followlinks=True):
+    real = os.path.realpath(parent)
+    names[:] = sorted(
+      name for name in names
+      if not name.startswith('.') and name != '__MACOSX'
+    )  # fmt: skip
+    if real in seen:
+      names.clear()
+    else:
+      seen.add(real)
+      yield Path(parent)
+
+
+def _sides(parent: Path, subset: str) -> tuple[Path, Path] | None:
+  """Returns the folders of inputs and targets in a folder, if it has both."""
+  for name in [subset] if subset else PARTNERS:
+    for partner in PARTNERS[name]:
+      if (parent / name).is_dir() and (parent / partner).is_dir():
+        return parent / name, parent / partner
+  return None

@@ -1,0 +1,116 @@
+"""Finding pairs in the layouts that people have."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+import pytest
+
+from pynas_jax.data import files
+
+
+def touch(root, *names):
+  for name in names:
+    path = root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.full((6, 8, 3), len(name), np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
+def found(root, subset=''):
+  """Returns {name: (split, sequence, blurred, sharp)} and the faults."""
+  pairs, faults = files.find_pairs(root, subset=subset)
+  show = lambda path: path and path.relative_to(root).as_posix()  # noqa: E731
+  return {
+    pair.name: (
+      pair.split, pair.sequence, show(pair.blurred),
+      *(show(path) for path in pair.sharp),
+    )
+    for pair in pairs
+  }, faults  # fmt: skip
+
+
+@pytest.mark.parametrize(
+  ('inputs', 'targets'),
+  [('blur', 'sharp'), ('input', 'target'), ('input_crops', 'target_crops')],
+)
+def test_flat_folders(tmp_path, inputs, targets):
+  for split in ('train', 'test'):
+    touch(tmp_path, f'{split}/{inputs}/1.png', f'{split}/{targets}/1.jpg')
+  assert found(tmp_path) == (
+    {
+      f'{split}/1': (
+        split, '', f'{split}/{inputs}/1.png', f'{split}/{targets}/1.jpg'
+      )
+      for split in ('train', 'test')
+    },
+    [],
+  )  # fmt: skip
+
+
+def test_raw_gopro_has_two_inputs(tmp_path):
+  for side in ('blur', 'blur_gamma', 'sharp'):
+    touch(tmp_path, f'train/A/{side}/1.png')
+  name = 'train/A/1'
+  plain, faults = found(tmp_path)
+  assert plain == {
+    name: ('train', 'train/A', 'train/A/blur/1.png', 'train/A/sharp/1.png')
+  }
+  assert not faults
+  gamma, _ = found(tmp_path, 'blur_gamma')
+  assert gamma[name][2] == 'train/A/blur_gamma/1.png'
+  assert found(tmp_path, 'input') == ({}, [])
+
+
+def test_sequences_below_the_sides(tmp_path):
+  touch(tmp_path, 'train/input/A/1.png', 'train/target/A/1.png')
+  pairs, _ = found(tmp_path)
+  assert pairs['train/A/1'][:2] == ('train', 'train/A')
+
+
+def test_sharp_images_alone(tmp_path):
+  touch(tmp_path, 'b.png', 'deep/a.webp', '__MACOSX/c.png', '.d.png')
+  assert found(tmp_path) == (
+    {
+      'b.png': ('', '', None, 'b.png'),
+      'deep/a.webp': ('', '', None, 'deep/a.webp'),
+    },
+    [],
+  )
+
+
+def test_strays_are_lines_each(tmp_path):
+  touch(
+    tmp_path, 'test/blur/1.png', 'test/blur/2.png', 'test/sharp/2.png',
+    'test/sharp/2.jpg', 'test/sharp/3.png',
+  )  # fmt: skip
+  pairs, faults = found(tmp_path)
+  assert set(pairs) == {'test/2'}
+  assert faults == [
+    'test/sharp/2.png: 2.jpg has the same name',
+    'test/blur/1.png: no partner in test/sharp',
+    'test/sharp/3.png: no partner in test/blur',
+  ]
+
+
+def test_links_are_followed_once(tmp_path):
+  touch(tmp_path, 'real/A/blur/1.png', 'real/A/sharp/1.png')
+  (tmp_path / 'data').mkdir()
+  (tmp_path / 'data' / 'train').symlink_to(tmp_path / 'real')
+  (tmp_path / 'real' / 'A' / 'loop').symlink_to(tmp_path / 'real')
+  pairs, _ = files.find_pairs(tmp_path / 'data')
+  assert [pair.name for pair in pairs] == ['train/A/1']
+
+
+def test_halves_and_several_targets_are_read(tmp_path):
+  pixels = np.arange(6 * 8 * 3, dtype=np.uint8).reshape(6, 8, 3)
+  path = tmp_path / 'both.png'
+  Image.fromarray(pixels).save(path)
+  pair = files.Pair('both', 'train', '', None, (path,), halves=True)
+  item = files.read(pair)
+  np.testing.assert_array_equal(item['sharp'], pixels[:, :4])
+  np.testing.assert_array_equal(item['blurred'], pixels[:, 4:])
+  assert files.size_of(pair) == (6, 4)
+  assert pair.files == (path,)
+  several = files.Pair('several', 'test', '', path, (path, path))
+  assert files.read(several)['sharp'].shape == (2, 6, 8, 3)
