@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 AXIS = 'devices'
 
@@ -20,7 +21,7 @@ def make_parallel(
 ) -> Callable[..., Any]:
   """Returns `step(state, batch, key)` on all local devices.
 
-  The state given in is donated: use the returned one.
+  The state that a call returns is donated to the next one.
 
   Args:
     step: `(state, batch, key) -> (state, metrics)`; uses `mean`.
@@ -32,7 +33,18 @@ def make_parallel(
     devices=devices, donate_argnums=(0,),
   )  # fmt: skip
 
+  everywhere = jax.sharding.NamedSharding(
+    jax.sharding.Mesh(devices, (AXIS,)), jax.sharding.PartitionSpec()
+  )
+
   def run(state, batch, key):
+    # A first state lies elsewhere than those that come back, and the step would
+    # be compiled for both. It is copied: its donation is no caller's loss.
+    if any(
+      getattr(leaf, 'sharding', None) != everywhere
+      for leaf in jax.tree.leaves(state)[:1]
+    ):
+      state = jax.device_put(jax.tree.map(jnp.copy, state), everywhere)
     return mapped(state, shard(batch, len(devices)), key)
 
   return run

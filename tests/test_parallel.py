@@ -119,3 +119,21 @@ def test_train_states_do_not_depend_on_the_number_of_devices():
 def test_batches_that_cannot_be_shared_name_the_setting():
   with pytest.raises(ValueError, match='train.batch_size.*of 6.*multiple of'):
     api.make_config(train={'batch_size': 6})
+
+
+def test_a_step_is_compiled_once_and_takes_nothing_from_its_caller(caplog):
+  def add(state, batch, key):
+    del key
+    return state + parallel.mean(batch.sum()), {'loss': state.sum()}
+
+  step = parallel.make_parallel(add)
+  first, batch, key = jnp.ones((3, 5)), np.ones((8, 2)), jax.random.key(0)
+  with jax.log_compiles(), caplog.at_level('WARNING'):
+    state, _ = step(first, batch, key)
+    assert 'XLA compilation' in caplog.text
+    caplog.clear()
+    for _ in range(3):
+      state, _ = step(state, batch, key)
+    assert 'XLA compilation' not in caplog.text
+  np.testing.assert_array_equal(first, np.ones((3, 5)))
+  np.testing.assert_array_equal(state, np.full((3, 5), 17.0))
