@@ -280,7 +280,8 @@ def flatten(c: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
   return leaves
 
 
-def _require(condition: bool, name: str, value: Any, expected: str) -> None:
+def require(condition: bool, name: str, value: Any, expected: str) -> None:
+  """Raises a SettingError that names a setting, unless the condition holds."""
   if not condition:
     raise SettingError(f'{name} is {value!r}; expected {expected}.')
 
@@ -301,57 +302,57 @@ def validate(c: ml_collections.ConfigDict) -> None:
     if name not in leaves:
       raise SettingError(f'{name} is missing; start from config.base().')
   for name, names in CHOICES.items():
-    _require(
+    require(
       leaves[name] in names, name, leaves[name],
       f'one of {", ".join(names)}' + genotype_lib.nearest(leaves[name], names),
     )  # fmt: skip
   for name in POSITIVE:
     value = leaves[name]
-    _require(0 < value < math.inf, name, value, 'a number above 0')
+    require(0 < value < math.inf, name, value, 'a number above 0')
   for name in (
     'search.warmup_steps', 'search.clip_norm', 'train.clip_norm',
     'data.noise_sigma', 'data.num_threads', 'data.shot_noise',
   ):  # fmt: skip
-    _require(0 <= leaves[name] < math.inf, name, leaves[name], '0 or more')
-  _require(0 <= c.seed < 2**32, 'seed', c.seed, '0 to 4294967295')
+    require(0 <= leaves[name] < math.inf, name, leaves[name], '0 or more')
+  require(0 <= c.seed < 2**32, 'seed', c.seed, '0 to 4294967295')
   for name in ('search.collapse_fraction', 'train.decay_rate'):
-    _require(0 < leaves[name] <= 1, name, leaves[name], 'above 0, at most 1')
+    require(0 < leaves[name] <= 1, name, leaves[name], 'above 0, at most 1')
   for name in (
     'train.ema_decay', 'search.momentum', 'data.validation_fraction',
     'data.saturation_jitter',
   ):  # fmt: skip
-    _require(0 <= leaves[name] < 1, name, leaves[name], '0 or more, below 1')
+    require(0 <= leaves[name] < 1, name, leaves[name], '0 or more, below 1')
   size = c.data.kernel_size
   odd = size > 0 and size % 2 == 1
-  _require(odd, 'data.kernel_size', size, 'an odd number')
+  require(odd, 'data.kernel_size', size, 'an odd number')
   for i, text in enumerate(c.search.schemes):
     try:
       genotype_lib.parse_scheme(text)
     except genotype_lib.GenotypeError as error:
       raise SettingError(f'search.schemes[{i}]: {error}') from None
   if c.data.name == 'folder':
-    _require(bool(c.data.root), 'data.root', c.data.root, 'a folder of images')
+    require(bool(c.data.root), 'data.root', c.data.root, 'a folder of images')
     subsets = ('', 'blur', 'blur_gamma', 'input', 'input_crops')
-    _require(
+    require(
       c.data.subset in subsets, 'data.subset', c.data.subset,
       f'one of {", ".join(map(repr, subsets))}',
     )  # fmt: skip
   if c.data.tiles:
-    _require(
+    require(
       c.data.name not in ('photos', 'folder'), 'data.tiles', True,
       f'false, as data.name {c.data.name!r} is not a prepared dataset',
     )  # fmt: skip
   gain, quality = c.data.highlight_gain, c.data.jpeg_quality
-  _require(gain >= 1, 'data.highlight_gain', gain, '1 or more')
+  require(gain >= 1, 'data.highlight_gain', gain, '1 or more')
   whole = all(isinstance(q, int) for q in quality)
-  _require(
+  require(
     not quality or (len(quality) == 2 and whole
                     and 1 <= quality[0] <= quality[1] <= 100),
     'data.jpeg_quality', quality, '() or (lowest, highest) within 1 and 100',
   )  # fmt: skip
   # A probe genotype checks every setting of the model that it shares.
   candidates = c.model.candidates
-  _require(
+  require(
     len(set(map(str, candidates))) == len(candidates) > 0,
     'model.candidates', candidates,
     'operators, none twice',

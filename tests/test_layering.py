@@ -23,7 +23,8 @@ ORDER = (
   'data', 'data.blur', 'data.degrade', 'data.augment', 'data.files',
   'data.faults', 'data.builders.base', 'data.builders.deblurring',
   'data.builders.restoration', 'data.builders', 'data.sources',
-  'data.pipeline', 'data.check',
+  'data.pipeline', 'data.check', 'data.shutter', 'data.video',
+  'data.make_pairs',
   'checkpoint', 'parallel', 'plot', 'train',
   'search', 'search.stopping', 'search.bilevel', 'search.schemes',
   'search.hierarchical',
@@ -38,7 +39,7 @@ FILES = {
   for path in sorted(PACKAGE.rglob('*.py'))
   if path != PACKAGE / '__init__.py'
 }
-NO_JAX = ('genotype', 'plot')
+NO_JAX = ('genotype', 'plot', 'data.shutter', 'data.video', 'data.make_pairs')
 FORBIDDEN_IMPORTS = ('tensorflow', 'pickle', 'cloudpickle', 'dill', 'marshal')
 FORBIDDEN_CALLS = (
   'eval', 'exec', 'compile', '__import__', 'os.system', 'os.popen',
