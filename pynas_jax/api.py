@@ -13,6 +13,7 @@ same settings goes on from there.
 from __future__ import annotations
 
 from collections.abc import Mapping
+import csv
 import dataclasses
 import importlib.metadata
 import json
@@ -37,7 +38,10 @@ from pynas_jax.deploy import restorer as restorer_lib
 from pynas_jax.deploy.restorer import Restorer
 from pynas_jax.deploy.restorer import load
 from pynas_jax.genotype import Genotype
+from pynas_jax.genotype import PyramidGenotype
 from pynas_jax.search import hierarchical
+from pynas_jax.search import pareto
+from pynas_jax.search import schemes
 from pynas_jax.search.hierarchical import SearchResult
 from pynas_jax.spaces import base
 from pynas_jax.spaces import space_of
@@ -48,6 +52,7 @@ __all__ = ['derive', 'derive_and_train', 'load', 'search', 'train']
 # done with the networks in it, not the networks.
 FREE_SETTINGS = ('mode', 'checkpoint', 'benchmark.')
 REPORT = 'report.json'
+REAL_TIME_MS = 33.0  # PyNAS section 3.3: 30 frames a second.
 LIBRARIES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain')
 
 
@@ -194,8 +199,8 @@ def search(
 
   Args:
     config: Settings, `config.base()` by default.
-    workdir: Takes genotype.json, architecture.svg, trials.jsonl, curves.png,
-      metrics and checkpoints; calling again resumes.
+    workdir: Takes genotype.json, architecture.svg, trials.jsonl, pareto.png,
+      pareto.csv, curves.png, metrics and checkpoints; calling again resumes.
     **settings: Overrides, by name or by group.
 
   Returns:
@@ -210,11 +215,34 @@ def search(
     result = hierarchical.search(config, workdir=workdir, logbook=logbook)
   derive(result, workdir)
   plot.curves(logbook_lib.read_records(workdir), workdir / 'curves.png')
+  _write_pareto(result.trials, workdir)
   return result
 
 
+def _write_pareto(trials: list[dict[str, Any]], workdir: Path) -> None:
+  """Writes pareto.csv and pareto.png: score and time of every trial."""
+  points = [trial for trial in trials if 'failed' not in trial]
+  front = pareto.front(points)
+  columns = ('psnr', 'latency_ms', 'gmacs', 'params')
+  with (workdir / 'pareto.csv').open('w', newline='') as file:
+    writer = csv.writer(file)
+    writer.writerow(['trial', 'network', *columns, 'on_front'])
+    for point in points:
+      name = schemes.Proposal.from_dict(point).describe()
+      values = [point[column] for column in columns]
+      writer.writerow([point['trial'], name, *values, point in front])
+  plot.trade_off(
+    [
+      point | {'name': point['scheme'], 'front': point in front}
+      for point in points
+    ],
+    workdir / 'pareto.png', x='latency_ms', real_time=REAL_TIME_MS,
+    x_label='time of a frame, ms',
+  )  # fmt: skip
+
+
 def derive(result: SearchResult | Genotype, workdir: str | Path) -> Genotype:
-  """Writes the found architecture as genotype.json and architecture.svg.
+  """Writes an architecture as genotype.json; a pyramid is drawn as well.
 
   Args:
     result: Of a search, or an architecture.
@@ -227,13 +255,14 @@ def derive(result: SearchResult | Genotype, workdir: str | Path) -> Genotype:
   workdir = Path(workdir)
   workdir.mkdir(parents=True, exist_ok=True)
   (workdir / restorer_lib.GENOTYPE).write_text(genotype.to_json())
-  size = describe_size(genotype)
-  svg = plot.architecture_svg(
-    genotype,
-    subtitle=f'{size["params"]:,} parameters, '
-    f'{size["gmacs_720p"]:.2f} GMAC at 720p',
-  )
-  (workdir / 'architecture.svg').write_text(svg)
+  if isinstance(genotype, PyramidGenotype):
+    size = describe_size(genotype)
+    svg = plot.architecture_svg(
+      genotype,
+      subtitle=f'{size["params"]:,} parameters, '
+      f'{size["gmacs_720p"]:.2f} GMAC at 720p',
+    )
+    (workdir / 'architecture.svg').write_text(svg)
   return genotype
 
 

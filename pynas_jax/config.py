@@ -32,6 +32,9 @@ CHOICES = {
   ),
   'search.estimator': ('one_path', 'two_path', 'mixture'),
   'search.loss': ('mse', 'psnr'),
+  'search.cost': ('none', 'latency', 'macs'),
+  'search.cost_form': ('add', 'mul'),
+  'search.objective': ('psnr', 'fastest', 'knee'),
   'search.optimizer': ('sgd', 'adam'),
   'train.loss': ('mse', 'psnr'),
   'train.schedule': ('constant', 'step', 'cosine'),
@@ -61,7 +64,8 @@ def base() -> ml_collections.ConfigDict:
   c.seed = 0  # Every random choice follows from it.
   c.space = 'pynas'  # Search space, by its name in `spaces.SPACES`.
   # Architecture to train, or to time untrained: a genotype.json, the name of a
-  # reference ('dmphn'), or '' for the one in the workdir.
+  # reference ('dmphn', 'dmphn-1-2-4', 'nafnet-32'), or '' for the one in the
+  # workdir.
   c.genotype = ''
   # Trained network to evaluate or time: a workdir or a checkpoint; '' is the
   # workdir of this run.
@@ -108,7 +112,10 @@ def base() -> ml_collections.ConfigDict:
 
   c.search = s = ml_collections.ConfigDict()
   s.schemes = ('1-2', '1-3', '1-4')  # Proposed; () is all in the limits.
+  s.unshuffles = ()  # Ours: choices of model.unshuffle; () keeps it.
+  s.base_widths = ()  # Ours: choices of model.widths[0]; () keeps it.
   s.num_trials = 2  # Schemes to try, at random, none twice.
+  s.max_hours = 0.0  # Start no trial after so much time; 0 is no limit.
   s.estimator = 'one_path'  # Gate gradient; 'two_path' is ProxylessNAS's.
   s.warmup_steps = 150  # Weights only, uniformly sampled operators.
   s.num_steps = 270  # Weight steps a stage, warm-up included. PyNAS: 80 epochs.
@@ -126,6 +133,16 @@ def base() -> ml_collections.ConfigDict:
   s.patience = 5  # Scores without improvement before early stopping.
   s.collapse_fraction = 0.5  # Stop when more of the cells than this are zero.
   s.score_steps = 150  # Training steps of the whole candidate, for its score.
+  # Ours: what networks cost, in the alphas' loss: 'latency' of their layers on
+  # this device, or 'macs', multiply-adds; both for one frame of `benchmark`.
+  s.cost = 'none'
+  s.cost_form = 'add'  # 'add' or 'mul', the two of the ProxylessNAS code.
+  s.cost_weight = 0.1  # Factor of 'add' (ProxylessNAS: 0.1), exponent of 'mul'.
+  s.max_latency_ms = 0.0  # Of a network that may win; 0 is no limit.
+  s.max_params = 0  # Likewise.
+  s.max_gmacs = 0.0  # Likewise, 1e9 multiply-adds for one frame.
+  s.objective = 'psnr'  # 'fastest' within psnr_slack of the best, or 'knee'.
+  s.psnr_slack = 0.1  # In dB.
 
   c.train = t = ml_collections.ConfigDict()
   t.num_steps = 3000  # PyNAS: 3000 epochs.
@@ -312,6 +329,8 @@ def validate(c: ml_collections.ConfigDict) -> None:
   for name in (
     'search.warmup_steps', 'search.clip_norm', 'train.clip_norm',
     'data.noise_sigma', 'data.num_threads', 'data.shot_noise',
+    'search.max_hours', 'search.cost_weight', 'search.max_latency_ms',
+    'search.max_params', 'search.max_gmacs', 'search.psnr_slack',
   ):  # fmt: skip
     require(0 <= leaves[name] < math.inf, name, leaves[name], '0 or more')
   require(0 <= c.seed < 2**32, 'seed', c.seed, '0 to 4294967295')
@@ -330,6 +349,18 @@ def validate(c: ml_collections.ConfigDict) -> None:
       genotype_lib.parse_scheme(text)
     except genotype_lib.GenotypeError as error:
       raise SettingError(f'search.schemes[{i}]: {error}') from None
+  for name, expected in (
+    ('unshuffles', 'factors out of 1, 2 and 4'),
+    ('base_widths', f'channels, 1 to {genotype_lib.MAX_WIDTH}'),
+  ):
+    values = c.search[name]
+    known = (1, 2, 4) if name == 'unshuffles' else range(
+      1, genotype_lib.MAX_WIDTH + 1
+    )
+    require(
+      all(value in known for value in values), f'search.{name}', values,
+      expected,
+    )  # fmt: skip
   if c.data.name == 'folder':
     require(bool(c.data.root), 'data.root', c.data.root, 'a folder of images')
     subsets = ('', 'blur', 'blur_gamma', 'input', 'input_crops')

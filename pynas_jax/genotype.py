@@ -286,7 +286,45 @@ class PyramidGenotype(Genotype):
     return '\n'.join(lines)
 
 
-GENOTYPES: dict[str, type[Genotype]] = {PyramidGenotype.space: PyramidGenotype}
+@dataclasses.dataclass(frozen=True)
+class NafnetGenotype(Genotype):
+  """NAFNet (Chen et al., ECCV 2022), a reference that no search made.
+
+  Attributes:
+    width: Channels at full resolution; they double as the resolution halves.
+    encoder: Blocks at each resolution, the full one first.
+    middle: Blocks at the lowest resolution.
+    decoder: Blocks at each resolution, the full one last.
+  """
+
+  space: ClassVar[str] = 'nafnet'
+
+  width: int = 32
+  encoder: tuple[int, ...] = (1, 1, 1, 28)
+  middle: int = 1
+  decoder: tuple[int, ...] = (1, 1, 1, 1)
+
+  def __post_init__(self):
+    ok = _is_int(self.width) and 1 <= self.width <= MAX_WIDTH
+    _check(ok, 'width', self.width, f'a number in 1..{MAX_WIDTH}')
+    for field in ('encoder', 'decoder'):
+      value = getattr(self, field)
+      ok = isinstance(value, tuple) and len(value) == len(self.encoder) <= 5
+      ok = ok and all(_is_int(n) and 0 <= n <= 64 for n in value)
+      _check(ok, field, value, 'as many numbers in 0..64 for each half, 1 to 5')
+    ok = _is_int(self.middle) and 0 <= self.middle <= 64
+    _check(ok, 'middle', self.middle, 'a number in 0..64')
+
+  def describe(self) -> str:
+    return (
+      f'NAFNet  width {self.width}  encoder {self.encoder}  middle '
+      f'{self.middle}  decoder {self.decoder}'
+    )
+
+
+GENOTYPES: dict[str, type[Genotype]] = {
+  cls.space: cls for cls in (PyramidGenotype, NafnetGenotype)
+}
 
 
 def _tuples(value: Any) -> Any:
@@ -365,3 +403,24 @@ def dmphn(scheme: tuple[int, ...] = (1, 2, 4, 8)) -> PyramidGenotype:
     upsample='transposed',
     global_residual=False,
   )
+
+
+def reference(name: str) -> Genotype | None:
+  """Returns the hand-made network of a name, or None if there is none.
+
+  >>> reference('dmphn-1-2-4').scheme, reference('nafnet-16').width
+  ((1, 2, 4), 16)
+
+  Args:
+    name: 'dmphn', which is 'dmphn-1-2-4-8', 'dmphn-1-2-4' and so on, or
+      'nafnet-32' with the width.
+  """
+  kind, _, rest = name.partition('-')
+  try:
+    if kind == 'dmphn':
+      return dmphn(parse_scheme(rest) if rest else (1, 2, 4, 8))
+    if kind == 'nafnet' and rest.isdecimal():
+      return NafnetGenotype(width=int(rest))
+  except GenotypeError:
+    pass
+  return None

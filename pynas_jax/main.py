@@ -39,7 +39,9 @@ def _show(title: str, report: dict[str, Any]) -> None:
 
 def _search(config: ml_collections.ConfigDict, workdir: Path) -> None:
   result = api.search(config, workdir=workdir)
-  rows = [(f'{t["scheme"]}: PSNR', t['psnr']) for t in result.trials]
+  rows = [
+    (f'{t["scheme"]}: PSNR', t.get('psnr', 'failed')) for t in result.trials
+  ]
   rows += list(api.describe_size(result.genotype).items())
   logbook.say(result.genotype.describe())
   logbook.table(f'Found in {workdir}', rows)

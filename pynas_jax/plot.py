@@ -473,6 +473,57 @@ def curves(
   figure.savefig(path)
 
 
+def trade_off(
+  points: Sequence[Mapping[str, Any]],
+  path: str | os.PathLike,
+  *,
+  x: str,
+  x_label: str,
+  real_time: float = 0.0,
+) -> None:
+  """Draws score against cost: PyNAS Figures 1 and 4, or the trials of a search.
+
+  Args:
+    points: With `name`, `psnr` in dB, the cost under the key `x`, and whether
+      they are `published` by others (hollow) or on the `front` (joined).
+    path: PNG file to write.
+    x: Name of the cost.
+    x_label: Of the horizontal axis, with the unit.
+    real_time: Cost up to which video is restored as fast as it plays; the zone
+      is shaded. 0 draws none.
+  """
+  figure = Figure(figsize=(6.4, 4.4), dpi=120, layout='constrained')
+  axes = figure.add_subplot()
+  _polish(axes)
+  if real_time:
+    axes.axvspan(0, real_time, color='#2f8a4c', alpha=0.08, lw=0)
+    axes.text(
+      0.02, 0.98, f'real time, {real_time:g} ms', fontsize=8, color='#2f8a4c',
+      va='top', transform=axes.transAxes,
+    )  # fmt: skip
+  edge = sorted((p for p in points if p.get('front')), key=lambda p: p[x])
+  axes.plot(
+    [p[x] for p in edge], [p['psnr'] for p in edge], color=IMAGE_LINK, lw=1.2,
+    zorder=2,
+  )  # fmt: skip
+  for point in points:
+    published = point.get('published', False)
+    axes.scatter(
+      point[x], point['psnr'], s=34, zorder=3, color=IMAGE_LINK,
+      facecolors='white' if published else IMAGE_LINK,
+    )  # fmt: skip
+    axes.annotate(
+      point['name'], (point[x], point['psnr']), xytext=(5, 4), fontsize=7.5,
+      textcoords='offset points', color=GREY if published else INK,
+    )  # fmt: skip
+  costs = [point[x] for point in points]
+  if min(costs) > 0 and max(costs) > 20 * min(costs):
+    axes.set_xscale('log')
+  axes.set_xlabel(x_label, fontsize=9, color=INK)
+  axes.set_ylabel('PSNR, dB', fontsize=9, color=INK)
+  figure.savefig(path)
+
+
 def _wheel(count: int) -> list[Any]:
   """Returns distinct colours: the operators' for a few, else a gradient."""
   few = ['#2f6db3', '#cf5c0a', '#2f8a4c', '#8a56ac', '#0f7b83', '#b3362f']

@@ -18,7 +18,8 @@ PACKAGE = pathlib.Path(__file__).resolve().parents[1] / 'pynas_jax'
 ORDER = (
   'genotype', 'config', 'losses', 'metrics',
   'nn', 'nn.patches', 'nn.ops', 'nn.gates', 'nn.mixed', 'nn.blocks',
-  'spaces.base', 'spaces.pynas', 'spaces.dmphn', 'spaces',
+  'nn.layers',
+  'spaces.base', 'spaces.pynas', 'spaces.nafnet', 'spaces.dmphn', 'spaces',
   'command', 'logbook',
   'data', 'data.blur', 'data.degrade', 'data.augment', 'data.files',
   'data.faults', 'data.builders.base', 'data.builders.deblurring',
@@ -26,8 +27,8 @@ ORDER = (
   'data.pipeline', 'data.check', 'data.shutter', 'data.video',
   'data.make_pairs',
   'checkpoint', 'parallel', 'plot', 'train',
-  'search', 'search.stopping', 'search.bilevel', 'search.schemes',
-  'search.hierarchical',
+  'latency', 'search', 'search.stopping', 'search.cost', 'search.bilevel',
+  'search.schemes', 'search.pareto', 'search.hierarchical',
   'deploy', 'deploy.restorer', 'deploy.benchmark',
   'registration', 'evaluate', 'api', 'main',
 )  # fmt: skip

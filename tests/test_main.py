@@ -199,11 +199,13 @@ def test_killed_search_and_training_end_as_if_never_stopped(tmp_path):
   ]
   for trial in trials:
     trial.pop('seconds')
+    trial.pop('latency_ms')
   assert trials[0] == trials[1]
 
   # What a run leaves, and what its report says.
   for name in (
     'config.json', 'genotype.json', 'architecture.svg', 'metrics.jsonl',
+    'pareto.csv', 'pareto.png',
     'curves.png', 'samples.png', 'report.json', 'scores.json',
   ):  # fmt: skip
     assert (whole / name).stat().st_size, name

@@ -12,6 +12,7 @@ from pynas_jax import config as config_lib
 from pynas_jax import genotype as genotype_lib
 from pynas_jax import parallel
 from pynas_jax import spaces
+from pynas_jax import train
 from pynas_jax.logbook import Logbook
 from pynas_jax.nn import gates
 from pynas_jax.search import bilevel
@@ -156,15 +157,47 @@ def test_collapse_stops_and_never_counts_as_best():
   assert stopping.best is None
 
 
+def proposals_of(config, seed):
+  allowed, tried = schemes.choices(config), []
+  while (one := schemes.propose(seed, tried, allowed)) is not None:
+    tried.append(one)
+  return tried
+
+
 def test_schemes_are_proposed_once_each_and_alike_for_a_seed():
-  proposals = []
-  for seed in (0, 0, 1):
-    tried = []
-    while (scheme := schemes.propose(seed, tried)) is not None:
-      tried.append(scheme)
-    proposals.append(tried)
-  assert sorted(proposals[0]) == sorted(genotype_lib.all_schemes())
-  assert proposals[0] == proposals[1] != proposals[2]
+  c = config_lib.base()
+  c.search.schemes = ()
+  found = [proposals_of(c, seed) for seed in (0, 0, 1)]
+  assert sorted(p.scheme for p in found[0]) == sorted(
+    genotype_lib.all_schemes()
+  )
+  assert {(p.unshuffle, p.base_width) for p in found[0]} == {(2, 16)}
+  assert found[0] == found[1] != found[2]
+
+
+def test_factor_and_width_are_top_level_variables_too():
+  c = config_lib.base()
+  config_lib.override(
+    c, {'search': {'unshuffles': (1, 4), 'base_widths': (8, 24)}}
+  )
+  config_lib.validate(c)
+  found = proposals_of(c, 0)
+  assert len(found) == len(set(found)) == 3 * 2 * 2
+  for proposal in found:
+    again = schemes.Proposal.from_dict(
+      json.loads(json.dumps(proposal.to_dict()))
+    )
+    assert again == proposal
+    model = proposal.apply(c).model
+    width = proposal.base_width
+    assert model.widths == (width, 2 * width, 4 * width)
+    assert model.unshuffle == proposal.unshuffle
+  assert c.model.widths == (16, 32, 64)
+  for name, value in (('unshuffles', (3,)), ('base_widths', (0,))):
+    c.search[name] = value
+    with pytest.raises(config_lib.SettingError, match=name):
+      config_lib.validate(c)
+    c.search[name] = ()
 
 
 def test_search_tries_each_scheme_once_and_keeps_the_best(tmp_path):
@@ -186,3 +219,70 @@ def test_search_tries_each_scheme_once_and_keeps_the_best(tmp_path):
     again = hierarchical.search(c, workdir=tmp_path, logbook=logbook)
   assert again.genotype == found.genotype
   assert [t['psnr'] for t in again.trials] == [t['psnr'] for t in found.trials]
+
+
+def small_search(tmp_path, **search):
+  c = config_lib.shrink(config_lib.base())
+  c.search.num_steps, c.search.score_steps = 3, 2
+  c.model.widths = (4,)
+  config_lib.override(c, {'search': search})
+  with Logbook(tmp_path) as logbook:
+    return hierarchical.search(c, workdir=tmp_path, logbook=logbook)
+
+
+def test_a_failing_trial_is_recorded_and_the_search_goes_on(
+  tmp_path, monkeypatch
+):
+  whole = hierarchical.search_scheme
+  failures = {
+    (1,): train.TrainingError('the loss is nan at step 7'),
+    (1, 2): jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: out of memory'),
+  }
+
+  def search_scheme(scheme, *args, **kwargs):
+    if scheme in failures:
+      raise failures[scheme]
+    return whole(scheme, *args, **kwargs)
+
+  monkeypatch.setattr(hierarchical, 'search_scheme', search_scheme)
+  schemes_ = {'schemes': ('1', '1-2', '1-3'), 'num_trials': 3}
+  found = small_search(tmp_path, **schemes_)
+  by_scheme = {trial['scheme']: trial for trial in found.trials}
+  assert 'TrainingError: the loss is nan' in by_scheme['1']['failed']
+  assert 'RESOURCE_EXHAUSTED' in by_scheme['1-2']['failed']
+  assert found.genotype.scheme == (1, 3)
+  # Asked again, a failed scheme is not tried again.
+  monkeypatch.setattr(hierarchical, 'search_scheme', None)
+  assert small_search(tmp_path, **schemes_).trials == found.trials
+
+
+def test_errors_in_the_code_are_not_failures_of_a_trial(tmp_path, monkeypatch):
+  def search_scheme(*args, **kwargs):
+    raise KeyError('blurred')
+
+  monkeypatch.setattr(hierarchical, 'search_scheme', search_scheme)
+  with pytest.raises(KeyError):
+    small_search(tmp_path)
+
+
+def test_limits_decide_who_may_win(tmp_path):
+  found = small_search(tmp_path / 'a', schemes=('1', '1-2'), num_trials=2)
+  gmacs = {t['scheme']: t['gmacs'] for t in found.trials}
+  assert gmacs['1'] < gmacs['1-2']
+  limit = (gmacs['1'] + gmacs['1-2']) / 2
+  limited = small_search(
+    tmp_path / 'b', schemes=('1', '1-2'), num_trials=2, max_gmacs=limit
+  )
+  assert limited.genotype.scheme == (1,)
+  (text,) = [t['beyond'] for t in limited.trials if t['scheme'] == '1-2'][0]
+  assert text.startswith('gmacs is') and 'search.max_gmacs' in text
+  with pytest.raises(train.TrainingError, match='search.max_params') as error:
+    small_search(tmp_path / 'c', schemes=('1',), num_trials=1, max_params=10)
+  assert '1: params is' in str(error.value)
+
+
+def test_time_budget_starts_no_further_trial(tmp_path):
+  found = small_search(
+    tmp_path, schemes=('1', '1-2'), num_trials=2, max_hours=1e-9
+  )
+  assert len(found.trials) == 1

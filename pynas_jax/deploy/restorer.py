@@ -176,13 +176,14 @@ def load(path: str | Path, *, dtype: str = 'float32') -> Restorer:
 
 
 def read_genotype(path: str | Path) -> Genotype:
-  """Reads a genotype: a JSON file, a workdir, or the name 'dmphn'.
+  """Reads a genotype: a JSON file, a workdir, or a reference's name.
 
   Raises:
     LoadError: If the file is missing or not a genotype.
   """
-  if str(path) == 'dmphn':
-    return genotype_lib.dmphn()
+  known = genotype_lib.reference(str(path))
+  if known:
+    return known
   path = Path(path)
   path = path / GENOTYPE if path.is_dir() else path
   try:
@@ -190,7 +191,8 @@ def read_genotype(path: str | Path) -> Genotype:
   except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
     raise LoadError(
       f'{path} cannot be read as a genotype: {error}. Expected the '
-      "genotype.json of a search, its workdir, or 'dmphn'."
+      "genotype.json of a search, its workdir, 'dmphn', 'dmphn-1-2-4' or "
+      "'nafnet-32'."
     ) from None
   except genotype_lib.GenotypeError as error:
     raise LoadError(f'{path}: {error}') from None

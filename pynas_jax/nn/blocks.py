@@ -157,34 +157,3 @@ class ScaleNetwork(nn.Module):
     if gates is not None:
       gates = Gates(gates.index[half:], gates.weight[half:])
     return self.decoder(features, gates)
-
-
-def count_scale(
-  widths: Sequence[int], cells: Sequence[str], upsample: str, *, channels: int
-) -> tuple[int, float]:
-  """Returns (parameters, multiply-adds per full-resolution pixel) of a scale.
-
-  >>> count_scale((32, 64, 128), ('conv_3x3_x2',) * 12, 'transposed', \
-channels=3)
-  (1808131, 248512.0)
-  """
-  per_stage = len(cells) // 2 // len(widths)
-  counts = []  # (parameters, multiply-adds per pixel, pixels as a share)
-  c_in = channels
-  for stage, width in enumerate(widths):
-    share = 0.25**stage
-    counts.append((*ops.count_conv(3, c_in, width), share))
-    mirrored = 2 * len(widths) - 1 - stage
-    for s in (stage, mirrored):
-      for operator in cells[s * per_stage : (s + 1) * per_stage]:
-        counts.append((*ops.count(operator, width), share))
-    if stage > 0:
-      if upsample == 'pixel_shuffle':
-        up = ops.count_conv(3, width, 4 * c_in)
-        counts.append((*up, share))
-      else:
-        params, macs = ops.count_conv(4, width, c_in)
-        counts.append((params, macs, share))
-    c_in = width
-  counts.append((*ops.count_conv(3, widths[0], channels), 1.0))
-  return sum(c[0] for c in counts), sum(c[1] * c[2] for c in counts)

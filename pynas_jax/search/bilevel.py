@@ -30,6 +30,7 @@ from pynas_jax.logbook import progress
 from pynas_jax.logbook import say
 from pynas_jax.nn import gates as gates_lib
 from pynas_jax.nn.gates import Gates
+from pynas_jax.search import cost
 from pynas_jax.search.stopping import Stopping
 from pynas_jax.spaces import base
 
@@ -155,9 +156,17 @@ def make_weight_step(
 
 
 def make_alpha_step(
-  supernet: Any, s: ml_collections.ConfigDict
+  supernet: Any,
+  s: ml_collections.ConfigDict,
+  cost_term: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
 ) -> Callable[..., Any]:
-  """Returns `(state, batch, key) -> (state, metrics)` for `parallel`."""
+  """Returns `(state, batch, key) -> (state, metrics)` for `parallel`.
+
+  Args:
+    supernet: Of the stage.
+    s: The settings `search`.
+    cost_term: `(loss, alphas) -> loss` that adds what networks cost.
+  """
   tx = make_alpha_tx(s)
   loss_fn = make_loss(supernet, s.loss)
 
@@ -174,7 +183,8 @@ def make_alpha_step(
 
     def objective(alphas):
       gates = sample(alphas, key, tau)
-      return loss_fn(state.params, gates, batch), gates
+      loss = loss_fn(state.params, gates, batch)
+      return cost_term(loss, alphas) if cost_term else loss, gates
 
     value_and_grad = jax.value_and_grad(objective, has_aux=True)
     (value, gates), grads = value_and_grad(state.alphas)
@@ -203,7 +213,7 @@ def search_stage(
   *,
   key: jax.Array,
   params: Any,
-  directory: Path,
+  workdir: Path,
   logbook: Logbook,
   name: str,
 ) -> StageResult:
@@ -216,9 +226,10 @@ def search_stage(
     config: Settings; reads `seed`, `model`, `data` and `search`.
     key: PRNG key of this stage.
     params: Weights of the scales searched before, to train on; {} for none.
-    directory: Of the checkpoints.
+    workdir: Takes the checkpoints, in a folder of this name, and the times of
+      layers.
     logbook: Takes losses and scores.
-    name: Of this stage in the logbook.
+    name: Of this stage, such as 'search/trial0/scale1'.
 
   Returns:
     The best draft and its supernet's weights.
@@ -236,7 +247,11 @@ def search_stage(
   weight_step = parallel.make_parallel(
     make_weight_step(space, stage, supernet, s)
   )
-  alpha_step = parallel.make_parallel(make_alpha_step(supernet, s))
+  cost_term = None
+  if s.cost != 'none':
+    costs = cost.edge_costs(space, draft, stage, config, workdir=workdir)
+    cost_term = cost.make_cost_term(*costs, s)
+  alpha_step = parallel.make_parallel(make_alpha_step(supernet, s, cost_term))
   score = train_lib.make_score(supernet)
   weight_batches, alpha_batches = (
     pipeline.make_train_iterator(
@@ -248,7 +263,7 @@ def search_stage(
   held_out = pipeline.validation_batch(config)
   stopping = Stopping(s.patience, s.collapse_fraction)
 
-  with Checkpoints(directory, keep_best_metric='rank') as checkpoints:
+  with Checkpoints(workdir / name, keep_best_metric='rank') as checkpoints:
     start = checkpoints.latest() or 0
     if start:
       arrays, meta = checkpoints.restore(start, {'state': state})

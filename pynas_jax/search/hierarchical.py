@@ -1,11 +1,14 @@
 """Hierarchical search: schemes around stages (PyNAS Algorithm 1).
 
 A trial takes a scheme, searches its stages coarse to fine, each stacked on the
-ones before, trains the whole briefly and scores it. The best trial wins.
+ones before, trains the whole briefly and scores it. The best trial within the
+limits wins, by the objective. A trial that fails is recorded, and the search
+goes on.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 import json
 from pathlib import Path
 import time
@@ -20,10 +23,15 @@ from pynas_jax.genotype import Genotype
 from pynas_jax.logbook import Logbook
 from pynas_jax.logbook import say
 from pynas_jax.search import bilevel
+from pynas_jax.search import cost
+from pynas_jax.search import pareto
 from pynas_jax.search import schemes
 from pynas_jax.spaces import make_space
 
 TRIALS = 'trials.jsonl'
+# What may befall one architecture and not the next: a loss that is not a
+# number, or memory that does not suffice.
+FAILURES = (train_lib.TrainingError, jax.errors.JaxRuntimeError, MemoryError)
 
 
 class SearchResult(NamedTuple):
@@ -33,7 +41,7 @@ class SearchResult(NamedTuple):
     genotype: The best architecture.
     params: Its weights after the brief training.
     psnr: Its validation PSNR, in dB.
-    trials: A record per trial.
+    trials: A record per trial; one that failed has only the reason.
     seconds: Time of all trials; what a killed session spent on a trial that
       a later one finished is not counted.
   """
@@ -49,7 +57,7 @@ def search_scheme(
   scheme: tuple[int, ...],
   config: ml_collections.ConfigDict,
   *,
-  directory: Path,
+  workdir: Path,
   logbook: Logbook,
   name: str,
 ) -> tuple[Genotype, train_lib.TrainResult, list[dict[str, Any]]]:
@@ -58,9 +66,9 @@ def search_scheme(
   Args:
     scheme: Patches per scale, finest first.
     config: Settings.
-    directory: Of the checkpoints of all stages.
+    workdir: Takes the checkpoints of all stages, in a folder of this name.
     logbook: Takes losses and scores.
-    name: Of this trial in the logbook.
+    name: Of this trial, such as 'search/trial0'.
 
   Returns:
     The architecture, its brief training, and a record per stage.
@@ -71,13 +79,12 @@ def search_scheme(
   for i, stage in enumerate(space.stages(draft)):
     draft, params, record = bilevel.search_stage(
       space, draft, stage, config, key=jax.random.fold_in(key, i),
-      params=params, directory=directory / stage, logbook=logbook,
-      name=f'{name}/{stage}',
+      params=params, workdir=workdir, logbook=logbook, name=f'{name}/{stage}',
     )  # fmt: skip
     records.append(record)
   genotype = space.genotype(draft)
   result = train_lib.train(
-    genotype, config, directory=directory / 'score', logbook=logbook,
+    genotype, config, directory=workdir / name / 'score', logbook=logbook,
     stage=f'{name}/score', params=params, num_steps=config.search.score_steps,
   )  # fmt: skip
   return genotype, result, records
@@ -95,6 +102,39 @@ def read_trials(path: Path) -> list[dict[str, Any]]:
   return trials
 
 
+def run_trial(
+  proposal: schemes.Proposal,
+  config: ml_collections.ConfigDict,
+  *,
+  workdir: Path,
+  logbook: Logbook,
+  name: str,
+) -> dict[str, Any]:
+  """Searches and scores one proposal, or goes on where it was stopped.
+
+  Returns:
+    What the record of the trial says of its outcome: the architecture with its
+    score and costs, or that it `failed`, and why.
+  """
+  try:
+    genotype, result, stages = search_scheme(
+      proposal.scheme, proposal.apply(config), workdir=workdir,
+      logbook=logbook, name=name,
+    )  # fmt: skip
+    costs = cost.measure(genotype, config)
+  except FAILURES as error:
+    reason = str(error).strip().partition('\n')[0]
+    say(f'{name} failed: {reason}')
+    return {'failed': f'{type(error).__name__}: {reason}'}
+  return {
+    'psnr': result.psnr,
+    **costs,
+    'beyond': cost.broken_limits(costs, config.search),
+    'genotype': genotype.to_dict(),
+    'stages': stages,
+  }
+
+
 def search(
   config: ml_collections.ConfigDict, *, workdir: Path, logbook: Logbook
 ) -> SearchResult:
@@ -107,9 +147,11 @@ def search(
 
   Returns:
     The best architecture and its weights.
+
+  Raises:
+    TrainingError: If no trial ends with a network within the limits.
   """
   s = config.search
-  allowed = [genotype_lib.parse_scheme(text) for text in s.schemes]
   path = workdir / TRIALS
   trials = read_trials(path)
   # Rewrite what was read, so that a torn line is gone before the next one.
@@ -118,37 +160,66 @@ def search(
   partial.write_text(text)
   partial.replace(path)
 
+  allowed = schemes.choices(config)
   while len(trials) < s.num_trials:
-    tried = [genotype_lib.parse_scheme(trial['scheme']) for trial in trials]
-    scheme = schemes.propose(config.seed, tried, allowed)
-    if scheme is None:
+    if 0 < s.max_hours < sum(t['seconds'] for t in trials) / 3600:
+      say(f'stopped after {len(trials)} trials: search.max_hours is reached')
       break
-    number, text = len(trials), genotype_lib.format_scheme(scheme)
-    say(f'trial {number + 1} of {s.num_trials}: scheme {text}')
+    tried = [schemes.Proposal.from_dict(trial) for trial in trials]
+    proposal = schemes.propose(config.seed, tried, allowed)
+    if proposal is None:
+      break
+    number = len(trials)
+    say(f'trial {number + 1} of {s.num_trials}: scheme {proposal.describe()}')
     began = time.monotonic()
-    genotype, result, stages = search_scheme(
-      scheme, config, directory=workdir / 'search' / f'trial{number}',
-      logbook=logbook, name=f'search/trial{number}',
+    outcome = run_trial(
+      proposal, config, workdir=workdir, logbook=logbook,
+      name=f'search/trial{number}',
     )  # fmt: skip
     trial = {
       'trial': number,
-      'scheme': text,
-      'psnr': result.psnr,
-      'genotype': genotype.to_dict(),
-      'stages': stages,
+      **proposal.to_dict(),
+      **outcome,
       'seconds': round(time.monotonic() - began, 3),
     }
     with path.open('a') as file:
       file.write(json.dumps(trial) + '\n')
     trials.append(trial)
 
-  best = max(trials, key=lambda trial: trial['psnr'])
+  best = choose(trials, s)
   genotype = genotype_lib.from_dict(best['genotype'])
-  directory = workdir / 'search' / f'trial{best["trial"]}' / 'score'
+  name = f'search/trial{best["trial"]}/score'
   # Finished before: only reads its best checkpoint.
   result = train_lib.train(
-    genotype, config, directory=directory, logbook=logbook,
-    stage=f'search/trial{best["trial"]}/score', num_steps=s.score_steps,
+    genotype, schemes.Proposal.from_dict(best).apply(config),
+    directory=workdir / name, logbook=logbook, stage=name,
+    num_steps=s.score_steps,
   )  # fmt: skip
   seconds = sum(trial['seconds'] for trial in trials)
   return SearchResult(genotype, result.params, best['psnr'], trials, seconds)
+
+
+def choose(
+  trials: Sequence[dict[str, Any]], s: ml_collections.ConfigDict
+) -> dict[str, Any]:
+  """Returns the trial that wins.
+
+  Args:
+    trials: Records of trials.
+    s: The settings `search`.
+
+  Raises:
+    TrainingError: With the reason of every trial, if none can win.
+  """
+  fit = [t for t in trials if 'failed' not in t and not t['beyond']]
+  if not fit:
+    reasons = [
+      f'{t["scheme"]}: {t.get("failed") or ", ".join(t["beyond"])}'
+      for t in trials
+    ]
+    raise train_lib.TrainingError(
+      f'no trial of {len(trials)} ended with a network within the limits: '
+      + '; '.join(reasons)
+      + '. Raise the limits or search.num_trials, in a new workdir.'
+    )
+  return pareto.choose(fit, s.objective, slack=s.psnr_slack)

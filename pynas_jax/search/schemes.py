@@ -1,38 +1,100 @@
 """Proposals of top-level variables: scale depth and patch scheme.
 
 Source: PyNAS section 2.4: random, and the judgement module sees to it that no
-scheme is tried twice.
+scheme is tried twice. The factor that folds pixels into channels and the base
+width are two more variables, ours, off unless their settings list choices.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection
+import itertools
+from typing import Any, NamedTuple, Self
 
+import ml_collections
 import numpy as np
 
 from pynas_jax import genotype as genotype_lib
 
 
+class Proposal(NamedTuple):
+  """Top-level variables of one trial.
+
+  Attributes:
+    scheme: Patches per scale, finest first.
+    unshuffle: Factor of pixels folded into channels.
+    base_width: Channels of the first stage; the others keep their ratio.
+  """
+
+  scheme: tuple[int, ...]
+  unshuffle: int
+  base_width: int
+
+  def describe(self) -> str:
+    """Returns a few words for people."""
+    scheme = genotype_lib.format_scheme(self.scheme)
+    return f'{scheme}, width {self.base_width}, unshuffle {self.unshuffle}'
+
+  def to_dict(self) -> dict[str, Any]:
+    """Returns what a record of the trial keeps."""
+    return {
+      'scheme': genotype_lib.format_scheme(self.scheme),
+      'unshuffle': self.unshuffle,
+      'base_width': self.base_width,
+    }
+
+  @classmethod
+  def from_dict(cls, record: dict[str, Any]) -> Self:
+    """Returns the proposal of a record."""
+    return cls(
+      genotype_lib.parse_scheme(record['scheme']), record['unshuffle'],
+      record['base_width'],
+    )  # fmt: skip
+
+  def apply(self, config: ml_collections.ConfigDict) -> Any:
+    """Returns a copy of the settings with this proposal's model."""
+    config = config.copy_and_resolve_references()
+    widths = config.model.widths
+    config.model.widths = tuple(
+      max(1, round(width * self.base_width / widths[0])) for width in widths
+    )
+    config.model.unshuffle = self.unshuffle
+    return config
+
+
+def choices(config: ml_collections.ConfigDict) -> list[Proposal]:
+  """Returns all proposals that the settings allow, in order."""
+  s, m = config.search, config.model
+  schemes = map(genotype_lib.parse_scheme, s.schemes)
+  return [
+    Proposal(*values)
+    for values in itertools.product(
+      sorted(set(schemes) or genotype_lib.all_schemes()),
+      s.unshuffles or (m.unshuffle,),
+      s.base_widths or (m.widths[0],),
+    )
+  ]
+
+
 def propose(
-  seed: int,
-  tried: Collection[tuple[int, ...]],
-  allowed: Collection[tuple[int, ...]] = (),
-) -> tuple[int, ...] | None:
-  """Returns a random scheme that was not tried yet, or None when all were.
+  seed: int, tried: Collection[Proposal], allowed: Collection[Proposal]
+) -> Proposal | None:
+  """Returns a random proposal that was not tried yet, or None when all were.
 
   The choice depends on the seed and on what was tried, so a resumed search
   proposes what the uninterrupted one does.
 
   Args:
     seed: Of the search.
-    tried: Schemes proposed before.
-    allowed: Schemes to choose from; all in the limits when empty.
+    tried: Proposals made before.
+    allowed: Proposals to choose from.
 
-  >>> propose(0, tried=[(1,), (1, 2)], allowed=[(1,), (1, 2), (1, 3)])
-  (1, 3)
+  >>> a, b = Proposal((1,), 1, 8), Proposal((1, 2), 1, 8)
+  >>> propose(0, tried=[a], allowed=[a, b]).scheme
+  (1, 2)
   """
-  schemes = sorted(set(allowed or genotype_lib.all_schemes()) - set(tried))
-  if not schemes:
+  left = sorted(set(allowed) - set(tried))
+  if not left:
     return None
   rng = np.random.default_rng([seed, len(tried)])
-  return schemes[int(rng.integers(len(schemes)))]
+  return left[int(rng.integers(len(left)))]

@@ -6,9 +6,12 @@ import ml_collections
 
 from pynas_jax.genotype import Genotype
 from pynas_jax.spaces.base import Space
+from pynas_jax.spaces.nafnet import Nafnet
 from pynas_jax.spaces.pynas import PyNAS
 
 SPACES: dict[str, type[Space]] = {'pynas': PyNAS}
+# Hand-made networks that no search makes: only `network` and `count`.
+REFERENCES = {'nafnet': Nafnet}
 
 
 def make_space(config: ml_collections.ConfigDict) -> Space:
@@ -28,4 +31,4 @@ def make_space(config: ml_collections.ConfigDict) -> Space:
 
 def space_of(genotype: Genotype) -> type[Space]:
   """Returns the space whose `network` and `count` read this genotype."""
-  return SPACES[genotype.space]
+  return {**SPACES, **REFERENCES}[genotype.space]

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from pynas_jax.genotype import Genotype
 from pynas_jax.nn.gates import Gates
+from pynas_jax.nn.layers import Layer
 
 Params = Any
 Draft = Any  # Hashable; its type is the space's own.
@@ -56,8 +57,28 @@ class Space(Protocol):
 
   def count(
     self, genotype: Genotype, *, height: int, width: int
-  ) -> tuple[int, float]:
+  ) -> tuple[int, int]:
     """Returns (parameters, multiply-adds for one image of that size)."""
+
+  def layers(
+    self, genotype: Genotype, *, height: int, width: int
+  ) -> list[list[Layer]]:
+    """Returns the layers that an image of that size goes through, in groups."""
+
+  def filled(self, genotype: Genotype, operator: str) -> Genotype:
+    """Returns the network with one operator in all places that a search fills.
+
+    With 'zero' it is the skeleton: all of the network but its cells.
+    """
+
+  def edge_layers(
+    self, draft: Draft, stage: str, *, height: int, width: int
+  ) -> tuple[list[list[list[Layer]]], list[Layer]]:
+    """Returns the layers that a stage chooses from, and those it always has.
+
+    The first is by edge and candidate, as the alphas: the layers that a choice
+    puts into the network, more than one where scales share their cells.
+    """
 
 
 def init_params(key: jax.Array, module: nn.Module, *args: Any) -> Params:

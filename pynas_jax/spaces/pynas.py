@@ -31,8 +31,10 @@ from pynas_jax import genotype as genotype_lib
 from pynas_jax.genotype import PyramidGenotype
 from pynas_jax.nn import blocks
 from pynas_jax.nn import gates as gates_lib
+from pynas_jax.nn import layers as layers_lib
 from pynas_jax.nn import patches
 from pynas_jax.nn.gates import Gates
+from pynas_jax.nn.layers import Layer
 from pynas_jax.spaces import base
 
 SHARED = 'shared'
@@ -249,27 +251,72 @@ class PyNAS:
     )  # fmt: skip
 
   @staticmethod
-  def count(
+  def layers(
     genotype: PyramidGenotype, *, height: int, width: int
-  ) -> tuple[int, float]:
+  ) -> list[list[Layer]]:
     u, widths = genotype.unshuffle, genotype.widths
-    rows, cols = genotype_lib.grids(genotype.scheme)[-1]
+    grids = genotype_lib.grids(genotype.scheme)
+    rows, cols = grids[-1]
     factor = u * 2 ** (len(widths) - 1)
-    pixels = (height + -height % (factor * rows)) * (
-      width + -width % (factor * cols)
-    ) // (u * u)  # fmt: skip
-    params = macs = 0
+    height = (height + -height % (factor * rows)) // u
+    width = (width + -width % (factor * cols)) // u
+    shrink = 2 ** (len(widths) - 1)
+    groups = []
     for level, scale in enumerate(genotype.scales):
-      scale_params, scale_macs = blocks.count_scale(
-        widths, scale.cells, genotype.upsample, channels=3 * u * u
-      )
-      coarsest = level == len(genotype.scales) - 1
-      if genotype.link == 'concat' and not coarsest:
-        fuse_params = 2 * widths[-1] ** 2 + widths[-1]
-        scale_params += fuse_params
-        scale_macs += 2 * widths[-1] ** 2 / 4 ** (len(widths) - 1)
-      macs += scale_macs * pixels
-      # Shared weights count once, at the finest scale, which has every part.
-      if level == 0 or not genotype.share_weights:
-        params += scale_params
-    return params, macs
+      # Patches are those of this scale going in, of the finer one coming out.
+      rows, cols = grids[level]
+      out_rows, out_cols = grids[max(level - 1, 0)]
+      layers = layers_lib.encoder_layers(
+        widths, scale.encoder, channels=3 * u * u, batch=rows * cols,
+        height=height // rows, width=width // cols,
+      )  # fmt: skip
+      if genotype.link == 'concat' and level < len(grids) - 1:
+        features = (height // shrink, width // shrink, widths[-1], widths[-1])
+        layers.append(Layer('fuse', '', 1, *features))
+      layers += layers_lib.decoder_layers(
+        widths, scale.decoder, genotype.upsample, channels=3 * u * u,
+        batch=out_rows * out_cols, height=height // out_rows,
+        width=width // out_cols,
+      )  # fmt: skip
+      groups.append(layers)
+    return groups
+
+  @classmethod
+  def count(
+    cls, genotype: PyramidGenotype, *, height: int, width: int
+  ) -> tuple[int, int]:
+    groups = cls.layers(genotype, height=height, width=width)
+    counts = [[layer.count() for layer in layers] for layers in groups]
+    # Shared weights count once, at the finest scale, which has every part.
+    own = counts[:1] if genotype.share_weights else counts
+    params = sum(c[0] for layers in own for c in layers)
+    return params, sum(c[1] for layers in counts for c in layers)
+
+  @staticmethod
+  def filled(genotype: PyramidGenotype, operator: str) -> PyramidGenotype:
+    half = (operator,) * len(genotype.scales[0].encoder)
+    scales = tuple(
+      dataclasses.replace(scale, encoder=half, decoder=half)
+      for scale in genotype.scales
+    )
+    return dataclasses.replace(genotype, scales=scales)
+
+  def edge_layers(
+    self, draft: PyramidDraft, stage: str, *, height: int, width: int
+  ) -> tuple[list[list[list[Layer]]], list[Layer]]:
+    levels = [
+      level for level in range(len(draft.scheme))
+      if stage in (SHARED, f'scale{level + 1}')
+    ]  # fmt: skip
+    edges: list[list[list[Layer]]] = [[] for _ in range(self.num_edges)]
+    fixed: list[Layer] = []
+    for operator in self.operators:
+      cells = ((operator,) * self.num_edges,) * len(draft.scheme)
+      genotype = self.genotype(dataclasses.replace(draft, cells=cells))
+      groups = self.layers(genotype, height=height, width=width)
+      own = [groups[level] for level in levels]
+      fixed = [x for layers in own for x in layers if x.kind != 'cell']
+      in_cells = [[x for x in layers if x.kind == 'cell'] for layers in own]
+      for edge, choice in zip(edges, zip(*in_cells, strict=True), strict=True):
+        edge.append(list(choice))
+    return edges, fixed

@@ -1,0 +1,179 @@
+"""Time of a network on a frame, from a table of the times of its layers.
+
+Every layer is timed once on the device at hand, alone and synchronised, and
+kept in a file, so that a search can ask for the time of thousands of networks.
+Times are those of compiled code on one frame. A network's is the sum over its
+cells and the time of its skeleton, which is all of it but the cells: cutting
+into patches and joining cost time too. A cell alone finds its input in the
+cache more often than one in a network, so cells are corrected by a factor, from
+the skeleton with the REFERENCE operator in all cells. Source: ProxylessNAS,
+section 3.2 (the look-up table); skeleton and factor are ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+import json
+from pathlib import Path
+import statistics
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from pynas_jax import logbook
+from pynas_jax.genotype import Genotype
+from pynas_jax.nn.layers import Layer
+from pynas_jax.spaces import base
+from pynas_jax.spaces import space_of
+
+RUNS = 7  # Of a layer; the median counts.
+REFERENCE = 'conv_3x3'
+
+
+def measure_ms(layer: Layer, dtype: str = 'float32') -> float:
+  """Returns the time of a layer on this machine's first device, ms."""
+  if layer.operator == 'zero':
+    return 0.0  # The compiler drops the cell.
+  module = layer.module(dtype)
+  shape = (layer.batch, layer.height, layer.width, layer.c_in)
+  x = jnp.zeros(shape, jnp.dtype(dtype)) + 0.5
+  params = jax.tree.map(
+    lambda leaf: jnp.full(leaf.shape, 1e-2, leaf.dtype),
+    jax.eval_shape(module.init, jax.random.key(0), x),
+  )
+  return _time_ms(module.apply, params, x)
+
+
+def _time_ms(function: Callable[..., Any], *args: Any) -> float:
+  """Returns the median time of compiled calls, each waited for, ms."""
+  run = jax.jit(function).lower(*args).compile()
+  times_ms = []
+  for _ in range(RUNS + 1):  # The first is warm-up.
+    began = time.perf_counter()
+    jax.block_until_ready(run(*args))
+    times_ms.append(1e3 * (time.perf_counter() - began))
+  return statistics.median(times_ms[1:])
+
+
+class LatencyTable:
+  """The times of layers, measured when first asked for and kept in a file."""
+
+  def __init__(
+    self,
+    path: Path,
+    *,
+    height: int = 720,
+    width: int = 1280,
+    dtype: str = 'float32',
+  ):
+    """Opens a table, which may be empty.
+
+    Args:
+      path: JSON file; times of another device, type or version in it are left
+        alone.
+      height: Of a frame, pixels.
+      width: Likewise.
+      dtype: Of the arithmetic.
+    """
+    self.size = {'height': height, 'width': width}
+    device = jax.devices()[0]
+    self._path, self._dtype = path, dtype
+    self._key = f'{device.platform} {device.device_kind} {dtype} jax '
+    self._key += jax.__version__
+    self._tables: dict[str, dict[str, float]] = {}
+    if path.exists():
+      self._tables = json.loads(path.read_text())
+    self._times = self._tables.setdefault(self._key, {})
+
+  def measure(self, layers: Iterable[Layer]) -> None:
+    """Measures the layers that are not in the table."""
+    missing = {_name(layer): layer for layer in layers}
+    missing = {k: v for k, v in missing.items() if k not in self._times}
+    if not missing:
+      return
+    with logbook.progress(len(missing), 'time layers') as bar:
+      for i, (name, layer) in enumerate(missing.items()):
+        self._times[name] = round(measure_ms(layer, self._dtype), 4)
+        bar.update(i + 1)
+    self._save()
+
+  def _save(self) -> None:
+    self._path.parent.mkdir(parents=True, exist_ok=True)
+    partial = self._path.with_name(self._path.name + '.tmp')
+    partial.write_text(json.dumps(self._tables, indent=1) + '\n')
+    partial.replace(self._path)
+
+  def ms(self, layers: Iterable[Layer]) -> float:
+    """Returns the time of layers one after another, ms."""
+    layers = list(layers)
+    self.measure(layers)
+    return sum(self._times[_name(layer)] for layer in layers)
+
+  def predict_ms(self, genotype: Genotype) -> float:
+    """Returns the time of a network on a frame, ms."""
+    filled = space_of(genotype).filled
+    skeleton = self._network_ms(filled(genotype, 'zero'))
+    reference = filled(genotype, REFERENCE)
+    measured = self._network_ms(reference) - skeleton
+    factor = max(1.0, measured / self._cells_ms(reference))
+    return skeleton + factor * self._cells_ms(genotype)
+
+  def _cells_ms(self, genotype: Genotype) -> float:
+    groups = space_of(genotype).layers(genotype, **self.size)
+    return self.ms(x for layers in groups for x in layers if x.kind == 'cell')
+
+  def _network_ms(self, genotype: Genotype) -> float:
+    name = f'network {genotype.digest()} {self.size}'
+    if name not in self._times:
+      self._times[name] = round(measure_network_ms(genotype, **self.size), 4)
+      self._save()
+    return self._times[name]
+
+
+def _name(layer: Layer) -> str:
+  """Returns the key of a layer in the file.
+
+  >>> _name(Layer('cell', 'conv_3x3', 2, 90, 80, 16, 16))
+  'cell conv_3x3 2x90x80 16-16'
+  """
+  size = f'{layer.batch}x{layer.height}x{layer.width}'
+  return ' '.join(
+    filter(None, (layer.kind, layer.operator, size,
+                  f'{layer.c_in}-{layer.c_out}'))
+  )  # fmt: skip
+
+
+def measure_network_ms(
+  genotype: Genotype, *, height: int, width: int, dtype: str = 'float32'
+) -> float:
+  """Returns the time of a whole network on a frame, ms."""
+  network = space_of(genotype).network(genotype, dtype=jnp.dtype(dtype))
+  params = {'params': base.init_params(jax.random.key(0), network)}
+  frame = jnp.full((1, height, width, 3), 0.5, jnp.float32)
+  return _time_ms(network.apply, params, frame)
+
+
+def validate(
+  table: LatencyTable, genotypes: Iterable[Genotype]
+) -> list[dict[str, Any]]:
+  """Compares the table with whole networks.
+
+  Returns:
+    Of each: `genotype` (its digest), `predicted_ms`, `measured_ms` and `error`,
+    the relative difference.
+  """
+  rows = []
+  for genotype in genotypes:
+    predicted = table.predict_ms(genotype)
+    measured = measure_network_ms(genotype, **table.size)
+    rows.append(
+      {
+        'genotype': genotype.digest(),
+        'predicted_ms': predicted,
+        'measured_ms': measured,
+        'error': predicted / measured - 1,
+      }
+    )
+  return rows
