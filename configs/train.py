@@ -6,8 +6,8 @@
     --config.genotype=runs/gopro/genotype.json --config.data.root=downloads
 
 Variants: none trains on the bundled photographs; `gopro` has the settings of
-the PyNAS paper; `dmphn` trains the hand-made DMPHN(1-2-4-8) with them; `tiny`
-runs in seconds.
+the PyNAS paper, `video_deblurring` the same on the data set of Su et al.;
+`dmphn` trains the hand-made DMPHN(1-2-4-8) with them; `tiny` runs in seconds.
 """
 
 from pynas_jax import config as config_lib
@@ -18,11 +18,14 @@ def get_config(arg: str = ''):
   make = {
     '': config_lib.base,
     'gopro': config_lib.paper,
+    'video_deblurring': config_lib.paper,
     'dmphn': lambda: config_lib.paper(odd=False),
     'tiny': lambda: config_lib.shrink(config_lib.base()),
   }
   c = config_lib.variant(arg, make)()
   c.mode = 'train'
+  if arg == 'video_deblurring':
+    c.data.name = arg
   if arg == 'dmphn':
     c.genotype = 'dmphn'
     c.model.zero_init_last = False

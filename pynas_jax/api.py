@@ -24,8 +24,10 @@ from typing import Any
 import jax
 import ml_collections
 import numpy as np
+from PIL import Image
 
 from pynas_jax import config as config_lib
+from pynas_jax import drawing
 from pynas_jax import evaluate as evaluate_lib
 from pynas_jax import logbook as logbook_lib
 from pynas_jax import parallel
@@ -52,7 +54,7 @@ __all__ = ['derive', 'derive_and_train', 'load', 'search', 'train']
 # done with the networks in it, not the networks.
 FREE_SETTINGS = ('mode', 'checkpoint', 'benchmark.')
 REPORT = 'report.json'
-REAL_TIME_MS = 33.0  # PyNAS section 3.3: 30 frames a second.
+STRIPS = 'strips'
 LIBRARIES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain')
 
 
@@ -236,7 +238,7 @@ def _write_pareto(trials: list[dict[str, Any]], workdir: Path) -> None:
       point | {'name': point['scheme'], 'front': point in front}
       for point in points
     ],
-    workdir / 'pareto.png', x='latency_ms', real_time=REAL_TIME_MS,
+    workdir / 'pareto.png', x='latency_ms', real_time=plot.REAL_TIME_MS,
     x_label='time of a frame, ms',
   )  # fmt: skip
 
@@ -257,7 +259,7 @@ def derive(result: SearchResult | Genotype, workdir: str | Path) -> Genotype:
   (workdir / restorer_lib.GENOTYPE).write_text(genotype.to_json())
   if isinstance(genotype, PyramidGenotype):
     size = describe_size(genotype)
-    svg = plot.architecture_svg(
+    svg = drawing.architecture_svg(
       genotype,
       subtitle=f'{size["params"]:,} parameters, '
       f'{size["gmacs_720p"]:.2f} GMAC at 720p',
@@ -320,8 +322,9 @@ def evaluate(
   Args:
     restorer: The network.
     config: Settings, `config.base()` by default.
-    workdir: Takes samples.png and scores.json, which has the scores of each
-      sequence and image.
+    workdir: Takes samples.png, strips/ with parts of the same images for
+      `report`, and scores.json, which has the scores of each sequence and
+      image.
     **settings: Overrides, by name or by group.
 
   Returns:
@@ -348,6 +351,10 @@ def evaluate(
     for name, *_ in samples
   ]
   plot.samples(samples, workdir / 'samples.png', captions=captions)
+  (workdir / STRIPS).mkdir(exist_ok=True)
+  for name, *images in samples:
+    path = workdir / STRIPS / f'{name.replace("/", "_")}.png'
+    Image.fromarray(plot.strip(images)).save(path)
   return means
 
 

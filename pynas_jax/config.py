@@ -30,7 +30,7 @@ CHOICES = {
     'realblur', 'rain800', 'sidd_medium', 'bsd500', 'div2k', 'set5', 'set14',
     'urban100', 'bsd100', 'set12', 'bsd68', 'kodak24', 'live1', 'classic5',
   ),
-  'search.estimator': ('one_path', 'two_path', 'mixture'),
+  'search.estimator': ('one_path', 'two_path', 'mixture', 'reinforce'),
   'search.loss': ('mse', 'psnr'),
   'search.cost': ('none', 'latency', 'macs'),
   'search.cost_form': ('add', 'mul'),
@@ -116,7 +116,8 @@ def base() -> ml_collections.ConfigDict:
   s.base_widths = ()  # Ours: choices of model.widths[0]; () keeps it.
   s.num_trials = 2  # Schemes to try, at random, none twice.
   s.max_hours = 0.0  # Start no trial after so much time; 0 is no limit.
-  s.estimator = 'one_path'  # Gate gradient; 'two_path' is ProxylessNAS's.
+  # Gate gradient; 'two_path' is ProxylessNAS's, 'reinforce' ours.
+  s.estimator = 'one_path'
   s.warmup_steps = 150  # Weights only, uniformly sampled operators.
   s.num_steps = 270  # Weight steps a stage, warm-up included. PyNAS: 80 epochs.
   s.batch_size = 8  # PyNAS: 32.

@@ -26,11 +26,11 @@ ORDER = (
   'data.builders.restoration', 'data.builders', 'data.sources',
   'data.pipeline', 'data.check', 'data.shutter', 'data.video',
   'data.make_pairs',
-  'checkpoint', 'parallel', 'plot', 'train',
+  'checkpoint', 'parallel', 'drawing', 'plot', 'train',
   'latency', 'search', 'search.stopping', 'search.cost', 'search.bilevel',
   'search.schemes', 'search.pareto', 'search.hierarchical',
   'deploy', 'deploy.restorer', 'deploy.benchmark',
-  'registration', 'evaluate', 'api', 'main',
+  'registration', 'evaluate', 'api', 'main', 'report',
 )  # fmt: skip
 # The package itself loads `api`, when first asked for a function of it.
 FILES = {
@@ -40,7 +40,10 @@ FILES = {
   for path in sorted(PACKAGE.rglob('*.py'))
   if path != PACKAGE / '__init__.py'
 }
-NO_JAX = ('genotype', 'plot', 'data.shutter', 'data.video', 'data.make_pairs')
+NO_JAX = (
+  'genotype', 'drawing', 'plot', 'data.shutter', 'data.video',
+  'data.make_pairs', 'report',
+)  # fmt: skip
 FORBIDDEN_IMPORTS = ('tensorflow', 'pickle', 'cloudpickle', 'dill', 'marshal')
 FORBIDDEN_CALLS = (
   'eval', 'exec', 'compile', '__import__', 'os.system', 'os.popen',

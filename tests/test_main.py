@@ -25,7 +25,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 CONFIGS = sorted((ROOT / 'configs').glob('*.py'))
 VARIANTS = {
   'search': ('', 'gopro', 'gopro_s', 'tiny'),
-  'train': ('', 'gopro', 'dmphn', 'tiny'),
+  'train': ('', 'gopro', 'video_deblurring', 'dmphn', 'tiny'),
   'evaluate': ('', 'gopro'),
   'benchmark': (),
   'pipeline': ('demo', 'gopro', 'gopro_s', 'tiny'),

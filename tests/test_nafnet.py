@@ -78,7 +78,9 @@ def test_genotype_is_plain_data():
       genotype_lib.from_dict(values)
 
 
-@pytest.mark.parametrize('name', ['dmphn-1-2-5', 'nafnet', 'nafnet-x', 'resnet'])
+@pytest.mark.parametrize(
+  'name', ['dmphn-1-2-5', 'nafnet', 'nafnet-x', 'resnet']
+)
 def test_unknown_references_are_none(name):
   assert genotype_lib.reference(name) is None
 

@@ -77,7 +77,9 @@ def test_gradients_do_not_depend_on_the_number_of_devices():
   assert float(optax.tree.norm(expected)) > 1e-2
 
 
-@pytest.mark.parametrize('estimator', ['one_path', 'two_path'])
+@pytest.mark.parametrize(
+  'estimator', ['one_path', 'two_path', 'reinforce']
+)
 def test_search_states_do_not_depend_on_the_number_of_devices(estimator):
   c = config()
   c.search.estimator = estimator

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from pynas_jax import drawing
 from pynas_jax import genotype as genotype_lib
 from pynas_jax import plot
 
@@ -71,7 +72,7 @@ def test_grids_refine_each_other():
   ids=['one', 'four', 'odd', 'deep', 'dmphn'],
 )
 def test_architecture_shows_every_cell(genotype):
-  svg = plot.architecture_svg(genotype, subtitle='3 < 4 & "fast"')
+  svg = drawing.architecture_svg(genotype, subtitle='3 < 4 & "fast"')
   root = ElementTree.fromstring(svg)  # noqa: S314
   groups = root.findall(f'{SVG}g[@class="scale"]')
   assert len(groups) == len(genotype.scales)
@@ -88,7 +89,7 @@ def test_architecture_shows_every_cell(genotype):
 
 
 def test_architecture_stays_inside_its_picture():
-  root = ElementTree.fromstring(plot.architecture_svg(network((1, 2, 4))))  # noqa: S314
+  root = ElementTree.fromstring(drawing.architecture_svg(network((1, 2, 4))))  # noqa: S314
   width, height = float(root.get('width')), float(root.get('height'))
   for rect in root.findall(f'./{SVG}g[@class="scale"]//{SVG}rect'):
     x, y, w, h = (float(rect.get(k)) for k in ('x', 'y', 'width', 'height'))
@@ -96,7 +97,7 @@ def test_architecture_stays_inside_its_picture():
 
 
 def test_every_operator_has_a_style():
-  assert set(plot.OPERATOR_STYLES) == set(genotype_lib.OPERATORS)
+  assert set(drawing.OPERATOR_STYLES) == set(genotype_lib.OPERATORS)
 
 
 def history():

@@ -95,7 +95,9 @@ def test_mixture_moves_every_weight():
     assert (a != b).any()
 
 
-@pytest.mark.parametrize('estimator', ['one_path', 'two_path', 'mixture'])
+@pytest.mark.parametrize(
+  'estimator', ['one_path', 'two_path', 'mixture', 'reinforce']
+)
 def test_alpha_step_moves_alphas_and_no_weights(estimator):
   c, _, supernet, state = setup(estimator=estimator)
   old = jax.device_get(state)
@@ -108,7 +110,9 @@ def test_alpha_step_moves_alphas_and_no_weights(estimator):
     np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize('estimator', ['one_path', 'two_path', 'mixture'])
+@pytest.mark.parametrize(
+  'estimator', ['one_path', 'two_path', 'mixture', 'reinforce']
+)
 def test_alphas_learn_to_leave_out_a_harmful_operator(estimator):
   """All operators but `zero` add noise: the alphas must find `zero`."""
   c, space, supernet, state = setup(
@@ -286,3 +290,62 @@ def test_time_budget_starts_no_further_trial(tmp_path):
     tmp_path, schemes=('1', '1-2'), num_trials=2, max_hours=1e-9
   )
   assert len(found.trials) == 1
+
+
+class Table:
+  """A supernet of one edge whose operators have losses of their own.
+
+  No gate has a gradient, as if every operator were scaled at its best.
+  """
+
+  losses = (0.3, 0.1, 0.2)
+
+  def apply(self, variables, image, gates):
+    del variables
+    error = jnp.sqrt(jnp.asarray(self.losses))[gates.index[0, 0]]
+    return image + error + 0.0 * gates.weight.sum()
+
+
+@pytest.mark.parametrize(
+  ('estimator', 'learns'), [('reinforce', True), ('one_path', False)]
+)
+def test_differences_of_losses_tell_what_gate_gradients_cannot(
+  estimator, learns
+):
+  s = config_lib.base().search
+  s.estimator, s.loss, s.alpha_lr = estimator, 'mse', 0.05
+  step = parallel_step(bilevel.make_alpha_step(Table(), s))
+  state = bilevel.init_state({}, jnp.zeros((1, 3)), s)
+  image = np.full((2, 4, 4, 3), 0.5, np.float32)
+  for _ in range(150):
+    state, _ = step(state, {'blurred': image, 'sharp': image}, KEY)
+    state = state.replace(step=state.step + 1)
+  order = np.argsort(np.asarray(state.alphas)[0]).tolist()
+  if learns:
+    assert order[-1] == 1
+    assert order[0] == 0
+  else:
+    np.testing.assert_array_equal(state.alphas, np.zeros((1, 3)))
+
+
+def test_paired_gradient_is_that_of_the_expected_loss():
+  s = config_lib.base().search
+  s.estimator, s.loss, s.alpha_lr = 'reinforce', 'mse', 1.0
+  alphas = jnp.array([[0.5, -0.2, 0.1]])
+
+  def expected_loss(alphas):
+    return (jax.nn.softmax(alphas)[0] * jnp.asarray(Table.losses)).sum()
+
+  exact = jax.grad(expected_loss)(alphas)
+  # The gradient is read off Adam's first moment, 0.1 of it at the first step.
+  step = parallel_step(bilevel.make_alpha_step(Table(), s))
+  image = np.full((1, 2, 2, 3), 0.5, np.float32)
+  batch_ = {'blurred': image, 'sharp': image}
+  total = np.zeros((1, 3))
+  count = 4000
+  for i in range(count):
+    state = bilevel.init_state({}, alphas, s)
+    state = state.replace(step=jnp.asarray(i, jnp.int32))
+    state, _ = step(state, batch_, KEY)
+    total += np.asarray(optax.tree.get(state.alpha_opt, 'mu')) / 0.1
+  np.testing.assert_allclose(total / count, exact, atol=4e-3)

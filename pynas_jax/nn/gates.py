@@ -103,6 +103,24 @@ def rescale(old: jax.Array, new: jax.Array, pair: jax.Array) -> jax.Array:
   return jnp.where(sampled, new - (log_mass - old_mass), old)
 
 
+def log_prob(alphas: jax.Array, gates: Gates) -> jax.Array:
+  """Returns the log-probability of drawing a path.
+
+  >>> gates = fixed((0, 1))
+  >>> round(float(log_prob(jnp.zeros((2, 2)), gates)), 4)
+  -1.3863
+
+  Args:
+    alphas: f[E, K].
+    gates: Of one path, P = 1.
+
+  Returns:
+    f[].
+  """
+  chex.assert_rank(alphas, 2)
+  return _take(jax.nn.log_softmax(alphas), gates.index).sum()
+
+
 def mixture(alphas: jax.Array) -> Gates:
   """Weights all operators by softmax(alpha) (Eq. 6), for comparison.
 

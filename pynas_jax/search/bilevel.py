@@ -4,7 +4,11 @@ Images are f32[B, H, W, 3] in [0, 1]. Source: PyNAS sections 2.3 and 3.2:
 a warm-up of the weights, then weights by SGD with a cosine schedule on the
 training pairs and alphas by Adam on the held-out ones, at most so many epochs,
 with early stopping. Ours: alternation step by step, as ProxylessNAS and GDAS;
-the score that stops is the PSNR of the derived network, and the best is kept.
+the score that stops is the PSNR of the derived network, and the best is kept;
+and the estimator 'reinforce'. The gradient of a gate is that of scaling its
+operator's output, which training has made zero: it cannot tell a good operator
+from a superfluous one. The difference between two sampled networks on the same
+batch can.
 """
 
 from __future__ import annotations
@@ -186,6 +190,19 @@ def make_alpha_step(
       loss = loss_fn(state.params, gates, batch)
       return cost_term(loss, alphas) if cost_term else loss, gates
 
+    def paired_objective(alphas):
+      a, b = (sample(alphas, k, tau) for k in jax.random.split(key))
+      losses_ = [loss_fn(state.params, gates, batch) for gates in (a, b)]
+      loss_a, loss_b = jax.lax.stop_gradient(parallel.mean(losses_))
+      # The gradient of the expected loss; each is the other's baseline.
+      odds = gates_lib.log_prob(alphas, a) - gates_lib.log_prob(alphas, b)
+      surrogate = 0.5 * (loss_a - loss_b) * odds
+      loss = 0.5 * (loss_a + loss_b)
+      loss = cost_term(loss, alphas) if cost_term else loss
+      return loss + surrogate - jax.lax.stop_gradient(surrogate), a
+
+    if s.estimator == 'reinforce':
+      objective = paired_objective
     value_and_grad = jax.value_and_grad(objective, has_aux=True)
     (value, gates), grads = value_and_grad(state.alphas)
     value, grads = parallel.mean((value, grads))

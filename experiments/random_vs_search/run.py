@@ -1,0 +1,251 @@
+"""Does the search find better networks than chance, and than plain designs?
+
+  python -m experiments.random_vs_search.run --pairs=pairs --out=runs/rvs
+
+`pairs` is what `pynas_jax.data.make_pairs` wrote; the bundled photographs are
+added to it, blurred by random walks. Every architecture is trained from its
+beginning with the same steps, seeds and data, and scored on scenes that no
+training saw. Stopped, the same command goes on. See README.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+import statistics
+
+import ml_collections
+import numpy as np
+from PIL import Image
+
+from pynas_jax import api
+from pynas_jax import config as config_lib
+from pynas_jax import genotype as genotype_lib
+from pynas_jax import logbook
+from pynas_jax import spaces
+from pynas_jax.data import degrade
+from pynas_jax.data import sources
+from pynas_jax.genotype import PyramidGenotype
+from pynas_jax.genotype import ScaleGenotype
+
+SCHEMES = ('1', '1-2', '1-3', '1-4', '1-2-4', '1-2-8', '1-3-9')
+VALIDATION = ('04_coffee', 'bikes-shot2', 'photo_baby')
+PHOTO_BLURS = 12
+EQUAL_COST = 0.1  # Relative difference of multiply-adds that counts as equal.
+
+
+def add_photos(root: Path) -> None:
+  """Adds crops of the bundled photographs, and sets validation scenes apart."""
+  recipe = degrade.Recipe(kernel_size=9, kernel_steps=16, noise_sigma=1.0)
+  for split in ('train', 'validation', 'test'):
+    photos = sources.SharpPhotos(split)
+    top = root / ('test' if split == 'test' else 'train')
+    for i in range(len(photos)):
+      item = photos[i]
+      for k in range(PHOTO_BLURS):
+        rng = np.random.default_rng((i, k, len(split)))
+        y, x = rng.integers(576 - 192, size=2)
+        sharp = item['sharp'][y : y + 192, x : x + 192]
+        blurred = recipe.degrade(rng, sharp.astype(np.float32) / 255)
+        pixels = np.rint(blurred * 255).astype(np.uint8)
+        for side, image in (('blur', pixels), ('sharp', sharp)):
+          path = top / f'photo_{item["name"]}' / side / f'{k:02}.png'
+          path.parent.mkdir(parents=True, exist_ok=True)
+          Image.fromarray(image).save(path)
+  (root / 'val').mkdir()
+  for scene in VALIDATION:
+    (root / 'train' / scene).rename(root / 'val' / scene)
+
+
+def make_config(args: argparse.Namespace) -> ml_collections.ConfigDict:
+  """Returns the settings that search and training share."""
+  c = config_lib.base()
+  c.model.widths = (16, 32, 64)
+  c.model.unshuffle = 2
+  c.data.name, c.data.root = 'folder', str(args.pairs)
+  c.data.eval_crop, c.data.num_validation = 192, 24
+  s = c.search
+  s.schemes, s.num_trials = SCHEMES, args.trials
+  s.estimator, s.alpha_lr = 'reinforce', 0.02
+  s.warmup_steps, s.num_steps, s.score_steps = 400, 1000, 300
+  s.eval_every, s.collapse_fraction = 100, 1.0
+  c.train.num_steps = args.steps
+  c.train.eval_every = args.steps
+  c.train.inherit = False
+  return c
+
+
+def count(genotype: PyramidGenotype) -> float:
+  """Returns 1e9 multiply-adds at 720p."""
+  return api.describe_size(genotype)['gmacs_720p']
+
+
+def random_genotype(
+  rng: np.random.Generator, space: spaces.Space
+) -> PyramidGenotype:
+  """Returns a network of the space, every choice as likely as another."""
+  scheme = genotype_lib.parse_scheme(rng.choice(SCHEMES))
+  half = space.num_edges // 2
+  scales = []
+  for patches in scheme:
+    cells = tuple(rng.choice(space.operators, space.num_edges).tolist())
+    scales.append(ScaleGenotype(patches, cells[:half], cells[half:]))
+  return PyramidGenotype(
+    tuple(scales), space.widths, space.cells_per_stage,
+    unshuffle=space.unshuffle,
+  )  # fmt: skip
+
+
+def equal_cost_genotypes(
+  rng: np.random.Generator, space: spaces.Space, gmacs: float, number: int
+) -> list[PyramidGenotype]:
+  """Returns random networks whose cost is that of the found one."""
+  found = []
+  while len(found) < number:
+    genotype = random_genotype(rng, space)
+    if abs(count(genotype) / gmacs - 1) <= EQUAL_COST:
+      found.append(genotype)
+  return found
+
+
+def trivial_genotypes(
+  scheme: tuple[int, ...], gmacs: float, model: ml_collections.ConfigDict
+) -> dict[str, PyramidGenotype]:
+  """Returns one operator everywhere, with widths that make the cost equal."""
+  designs = {}
+  for operator in ('conv_3x3', 'conv_5x5', 'conv_3x3_dil2'):
+    cells = (operator,) * (len(model.widths) * model.cells_per_stage)
+    scales = tuple(ScaleGenotype(p, cells, cells) for p in scheme)
+    sizes = [
+      PyramidGenotype(
+        scales, (w, 2 * w, 4 * w), model.cells_per_stage,
+        unshuffle=model.unshuffle,
+      )
+      for w in range(2, 80)
+    ]  # fmt: skip
+    designs[operator] = min(sizes, key=lambda g: abs(count(g) - gmacs))
+  return designs
+
+
+class Runs:
+  """Trains and scores architectures, and keeps what was done."""
+
+  def __init__(self, config: ml_collections.ConfigDict, args):
+    self._config, self._args = config, args
+
+  def psnr(self, genotype: PyramidGenotype) -> list[float]:
+    """Returns the PSNR on the test split, in dB, of each seed."""
+    scores = []
+    for seed in range(self._args.seeds):
+      config = self._config.copy_and_resolve_references()
+      config.seed = seed
+      workdir = self._args.out / 'train' / f'{genotype.digest()}-{seed}'
+      path = workdir / 'scores.json'
+      if not path.exists():
+        restorer = api.train(genotype, config, workdir=workdir)
+        api.evaluate(restorer, config, workdir=workdir)
+      scores.append(json.loads(path.read_text())['mean']['psnr'])
+    return scores
+
+  def rows(self, genotypes: dict[str, PyramidGenotype]) -> list[dict]:
+    """Returns a row for each architecture."""
+    rows = []
+    for name, genotype in genotypes.items():
+      scores = self.psnr(genotype)
+      rows.append(
+        {
+          'name': name,
+          'psnr': statistics.mean(scores),
+          'seeds': scores,
+          'gmacs_720p': count(genotype),
+          'scheme': genotype_lib.format_scheme(genotype.scheme),
+          'genotype': genotype.to_dict(),
+        }
+      )
+      logbook.say(
+        f'{name}: {rows[-1]["psnr"]:.3f} dB, {count(genotype):.1f} GMAC'
+      )
+    return rows
+
+
+# What is searched: name -> settings that differ.
+SEARCHES = {
+  'PyNAS_d': {},
+  'PyNAS_s': {'model.share': 'weights'},
+  'PyNAS_d, cost': {'search.cost': 'macs', 'search.cost_weight': 0.05},
+}
+
+
+def find(
+  config: ml_collections.ConfigDict, out: Path
+) -> dict[str, PyramidGenotype]:
+  """Returns what each search finds."""
+  found = {}
+  for name, settings in SEARCHES.items():
+    own = config.copy_and_resolve_references()
+    config_lib.override(own, settings)
+    logbook.say(name)
+    folder = name.replace(', ', '_')
+    found[name] = api.search(own, workdir=out / 'search' / folder).genotype
+  return found
+
+
+def main() -> None:
+  """Runs the comparison and writes results.json."""
+  parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
+  parser.add_argument('--pairs', type=Path, required=True, help='of make_pairs')
+  parser.add_argument('--out', type=Path, required=True, help='folder to write')
+  parser.add_argument('--steps', type=int, default=1500, help='of training')
+  parser.add_argument('--seeds', type=int, default=2, help='trainings of each')
+  parser.add_argument('--number', type=int, default=10, help='random networks')
+  parser.add_argument('--trials', type=int, default=3, help='of each search')
+  args = parser.parse_args()
+  if not (args.pairs / 'val').exists():
+    add_photos(args.pairs)
+  config = make_config(args)
+  space = spaces.make_space(config)
+  runs = Runs(config, args)
+  found = find(config, args.out)
+  cheap = count(found['PyNAS_d, cost'])
+  rng = np.random.default_rng(0)
+  random = [random_genotype(rng, space) for _ in range(args.number)]
+  equal = equal_cost_genotypes(rng, space, cheap, args.number)
+  scheme = found['PyNAS_d, cost'].scheme
+  trivial = trivial_genotypes(scheme, cheap, config.model)
+  by_hand = {'DMPHN 1-2-4, small': small_dmphn(config.model)}
+  groups = {
+    'found': found,
+    'random': {f'random {i}': g for i, g in enumerate(random)},
+    'random_equal_cost': {f'equal {i}': g for i, g in enumerate(equal)},
+    'trivial': {f'{name} everywhere': g for name, g in trivial.items()},
+    'by_hand': by_hand,
+  }
+  rows = {name: runs.rows(group) for name, group in groups.items()}
+  results = {
+    'command': 'python -m experiments.random_vs_search.run --pairs=pairs '
+    f'--out=runs/random_vs_search --steps={args.steps} --seeds={args.seeds} '
+    f'--number={args.number} --trials={args.trials}',
+    'dataset': 'video pairs and blurred photographs',
+    'budget': {'train_steps': args.steps, 'batch': config.train.batch_size,
+               'crop': config.data.crop, 'search': config.search.to_dict()},
+    'seeds': list(range(args.seeds)),
+    **{name: [row['psnr'] for row in own] for name, own in rows.items()},
+    'rows': rows,
+    'versions': api.versions(),
+    'commit': api.commit(),
+  }  # fmt: skip
+  api.write_json(args.out / 'results.json', results)
+
+
+def small_dmphn(model: ml_collections.ConfigDict) -> PyramidGenotype:
+  """Returns DMPHN(1-2-4) with the widths and the folding of the others."""
+  cells = ('conv_3x3_x2',) * (len(model.widths) * model.cells_per_stage)
+  return PyramidGenotype(
+    tuple(ScaleGenotype(p, cells, cells) for p in (1, 2, 4)), model.widths,
+    model.cells_per_stage, 'transposed', unshuffle=model.unshuffle,
+  )  # fmt: skip
+
+
+if __name__ == '__main__':
+  main()

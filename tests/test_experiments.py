@@ -1,0 +1,60 @@
+"""What experiments draw their networks from."""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+
+import numpy as np
+import pytest
+
+from experiments.random_vs_search import run
+from pynas_jax import genotype as genotype_lib
+from pynas_jax import spaces
+from pynas_jax.data import files
+
+
+@pytest.fixture
+def config():
+  return run.make_config(
+    argparse.Namespace(pairs=pathlib.Path('pairs'), trials=1, steps=10)
+  )
+
+
+def test_random_networks_cover_the_space(config):
+  space = spaces.make_space(config)
+  rng = np.random.default_rng(0)
+  drawn = [run.random_genotype(rng, space) for _ in range(200)]
+  schemes = {genotype_lib.format_scheme(g.scheme) for g in drawn}
+  assert schemes == set(run.SCHEMES)
+  cells = [op for g in drawn for scale in g.scales for op in scale.cells]
+  shares = [cells.count(op) / len(cells) for op in space.operators]
+  np.testing.assert_allclose(shares, 0.2, atol=0.03)
+  assert len({g.digest() for g in drawn}) > 190
+
+
+def test_equal_cost_is_equal(config):
+  space = spaces.make_space(config)
+  rng = np.random.default_rng(1)
+  for genotype in run.equal_cost_genotypes(rng, space, 12.0, 4):
+    assert abs(run.count(genotype) / 12.0 - 1) <= run.EQUAL_COST
+  designs = run.trivial_genotypes((1, 2), 12.0, config.model)
+  assert set(designs) == {'conv_3x3', 'conv_5x5', 'conv_3x3_dil2'}
+  for operator, genotype in designs.items():
+    assert abs(run.count(genotype) / 12.0 - 1) <= run.EQUAL_COST
+    assert {op for s in genotype.scales for op in s.cells} == {operator}
+
+
+def test_photographs_join_the_videos_scene_by_scene(tmp_path, monkeypatch):
+  monkeypatch.setattr(run, 'PHOTO_BLURS', 2)
+  for scene in run.VALIDATION[:2]:
+    (tmp_path / 'train' / scene / 'blur').mkdir(parents=True)
+  run.add_photos(tmp_path)
+  pairs, faults = files.find_pairs(tmp_path)
+  assert not faults
+  splits = {}
+  for pair in pairs:
+    splits.setdefault(pair.split, set()).add(pair.sequence.split('/')[-1])
+  assert splits['validation'] == {'photo_baby'}
+  assert splits['test'] == {'photo_girl', 'photo_guitar'}
+  assert len(splits['train']) == 9

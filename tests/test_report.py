@@ -1,0 +1,116 @@
+"""Tables and figures of the paper, from what runs saved."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+from PIL import Image
+import pytest
+
+from pynas_jax import api
+from pynas_jax import config as config_lib
+from pynas_jax import genotype as genotype_lib
+from pynas_jax import report
+
+CELLS = ('conv_3x3', 'zero')
+NETWORK = genotype_lib.PyramidGenotype(
+  scales=(genotype_lib.ScaleGenotype(1, CELLS, CELLS),),
+  widths=(4, 8), cells_per_stage=1,
+)  # fmt: skip
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+  """A real run: a tiny network trained and scored."""
+  workdir = tmp_path_factory.mktemp('runs') / 'tiny'
+  config = config_lib.shrink(config_lib.base())
+  restorer = api.train(NETWORK, config, workdir=workdir)
+  means = api.evaluate(restorer, config, workdir=workdir)
+  values = api.make_report(restorer, config, means)
+  values['latency_720p_ms'] = {'p50': 12.5}
+  api.write_json(workdir / 'report.json', values)
+  return workdir
+
+
+def cells_of(text):
+  """Returns {first cell: other cells} of a Markdown table."""
+  lines = [line for line in text.splitlines() if '|' in line]
+  rows = [[cell.strip() for cell in x.strip('|').split('|')] for x in lines]
+  return {row[0]: row[1:] for row in rows}
+
+
+def test_a_run_becomes_all_tables_and_figures(run, tmp_path, capsys):
+  comparison = tmp_path / 'results.json'
+  groups = {
+    'found': [30.5, 30.7], 'random': [29.0, 29.5, 30.0],
+    'random_equal_cost': [], 'trivial': [30.0],
+  }  # fmt: skip
+  comparison.write_text(json.dumps({'dataset': 'pairs', **groups}))
+  out = tmp_path / 'out'
+  status = report.main(
+    ['--runs', str(run), '--out', str(out), '--comparison', str(comparison)]
+  )
+  assert status == 0, capsys.readouterr().err
+  values = json.loads((run / 'report.json').read_text())
+  table = cells_of((out / 'table_1.md').read_text())
+  size = 4 * values['params'] / 1e6
+  assert table['tiny'] == [
+    'photos', f'{values["psnr"]:.2f}', f'{values["ssim_3d"]:.4f}',
+    f'{size:.2f}', '12.50',
+  ]  # fmt: skip
+  assert table['PyNAS_d (published)'][1:3] == ['30.62', '0.9405']
+  table = cells_of((out / 'table_3.md').read_text())
+  assert table['found'] == ['30.60', '0.14', '2']
+  assert table['random'] == ['29.50', '0.50', '3']
+  assert 'random equal cost' not in table
+  for name in ('figure_1', 'figure_4', 'figure_5'):
+    pixels = np.asarray(Image.open(out / f'{name}.png').convert('RGB'))
+    assert min(pixels.shape[:2]) > 150
+    assert pixels.std() > 5
+
+
+def test_strips_hold_blurry_restored_and_sharp(run):
+  strips = sorted((run / 'strips').glob('*.png'))
+  assert len(strips) == 2  # As many as there are test pairs.
+  pixels = np.asarray(Image.open(strips[0]))
+  side = pixels.shape[0]
+  assert pixels.shape == (side, 3 * side, 3)
+  assert np.any(pixels[:, :side] != pixels[:, 2 * side :])
+
+
+def test_videos_have_columns_and_published_rows(run):
+  one = report.read_run(run)
+  one['scores']['sequences'] = {
+    'A': {'psnr': 30.0, 'psnr_input': 25.0},
+    'B': {'psnr': 32.0, 'psnr_input': 27.0},
+  }
+  table = cells_of(report.table_2([one]))
+  assert table['Model'] == ['A', 'B', 'Average']
+  assert table['tiny'][:2] == ['30.00', '32.00']
+  assert table['input of tiny'][:2] == ['25.00', '27.00']
+  assert not any('published' in name for name in table)
+  one['report']['dataset'] = 'video_deblurring'
+  table = cells_of(report.table_2([one]))
+  assert table['PyNAS_d (published)'][0] == '30.11'
+
+
+def test_published_averages_are_the_papers():
+  # The paper's own last average is 0.012 above that of its row.
+  printed = {
+    'Input': 27.14, 'PSDeblur': 25.08, 'WFA': 28.35, 'Su et al.': 28.37,
+    'DMPHN': 30.76, 'PyNAS_d': 31.01,
+  }  # fmt: skip
+  for name, values in report.TABLE_2.items():
+    assert np.mean(values) == pytest.approx(printed[name], abs=0.013), name
+
+
+@pytest.mark.parametrize('spoil', ['missing', 'broken'])
+def test_unreadable_runs_end_with_status_2(run, tmp_path, capsys, spoil):
+  bad = tmp_path / 'bad'
+  bad.mkdir()
+  if spoil == 'broken':
+    (bad / 'report.json').write_text('{')
+  status = report.main(['--runs', str(run), str(bad), '--out', str(tmp_path)])
+  assert status == 2
+  assert str(bad / 'report.json') in capsys.readouterr().err
