@@ -116,8 +116,9 @@ def base() -> ml_collections.ConfigDict:
   s.base_widths = ()  # Ours: choices of model.widths[0]; () keeps it.
   s.num_trials = 2  # Schemes to try, at random, none twice.
   s.max_hours = 0.0  # Start no trial after so much time; 0 is no limit.
-  # Gate gradient; 'two_path' is ProxylessNAS's, 'reinforce' ours.
-  s.estimator = 'one_path'
+  # How alphas learn. PyNAS: 'one_path', by the gradient of the sampled gate;
+  # ProxylessNAS: 'two_path'; ours: 'reinforce', by differences of losses.
+  s.estimator = 'reinforce'
   s.warmup_steps = 150  # Weights only, uniformly sampled operators.
   s.num_steps = 270  # Weight steps a stage, warm-up included. PyNAS: 80 epochs.
   s.batch_size = 8  # PyNAS: 32.
@@ -127,7 +128,7 @@ def base() -> ml_collections.ConfigDict:
   s.weight_lr = 2e-3  # Cosine to 0. PyNAS: 5e-4.
   s.momentum = 0.9  # Of 'sgd'.
   s.clip_norm = 1.0  # Of the weight gradient; 0 is off. Ours.
-  s.alpha_lr = 5e-3  # Adam. PyNAS: 1e-3.
+  s.alpha_lr = 2e-2  # Adam. PyNAS: 1e-3.
   s.tau_start = 5.0  # Gumbel temperature, annealed linearly (GDAS: 10).
   s.tau_end = 0.5  # (GDAS: 0.1.)
   s.eval_every = 30  # Steps between scores of the derived network, and saves.
@@ -188,7 +189,7 @@ def paper(odd: bool = True) -> ml_collections.ConfigDict:
   c.search.batch_size = 32
   c.search.warmup_steps = 59 * 10  # Length not in the paper.
   c.search.num_steps = c.search.warmup_steps + 59 * 80
-  c.search.optimizer = 'sgd'
+  c.search.estimator, c.search.optimizer = 'one_path', 'sgd'
   c.search.weight_lr, c.search.alpha_lr = 5e-4, 1e-3
   c.search.clip_norm = 0.0
   c.search.loss = 'mse'

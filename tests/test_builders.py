@@ -13,6 +13,7 @@ import pytest
 
 from pynas_jax import config as config_lib
 from pynas_jax.data import builders
+from pynas_jax.data import check
 from pynas_jax.data import pipeline
 from pynas_jax.data import sources
 from pynas_jax.data.builders import base
@@ -264,6 +265,17 @@ def test_missing_download_ends_with_status_2(root, tmp_path):
   assert done.returncode == 2
   assert 'https://seungjunnah.github.io/Datasets/gopro' in done.stderr
   assert 'Traceback' not in done.stderr
+
+
+def test_check_of_a_dataset_that_is_for_testing_only(tmp_path, capsys):
+  LAYOUTS['set5'](Dummy(tmp_path / 'download'))
+  config = config_lib.base()
+  config.data = settings('set5', tmp_path)
+  with pytest.raises(config_lib.SettingError, match='the train split'):
+    check.main(config)
+  config.mode = 'evaluate'
+  check.main(config)
+  assert '20 images of 12x16 to 12x16' in capsys.readouterr().out
 
 
 def test_incomplete_download_is_refused(tmp_path, monkeypatch):

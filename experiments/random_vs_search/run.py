@@ -67,7 +67,6 @@ def make_config(args: argparse.Namespace) -> ml_collections.ConfigDict:
   c.data.eval_crop, c.data.num_validation = 192, 24
   s = c.search
   s.schemes, s.num_trials = SCHEMES, args.trials
-  s.estimator, s.alpha_lr = 'reinforce', 0.02
   s.warmup_steps, s.num_steps, s.score_steps = 400, 1000, 300
   s.eval_every, s.collapse_fraction = 100, 1.0
   c.train.num_steps = args.steps

@@ -80,10 +80,15 @@ def _check_folder(
 
 
 def main(config: ml_collections.ConfigDict) -> None:
-  """Checks the data and prints what each split holds."""
-  check_data(config)
+  """Checks the data and prints what each split holds.
+
+  With a config of mode 'evaluate' it is the test split alone, which is all that
+  some datasets have.
+  """
+  splits = ('test',) if config.mode == 'evaluate' else sources.SPLITS
+  check_data(config, splits=splits)
   rows = []
-  for split in sources.SPLITS:
+  for split in splits:
     source = sources.make_source(config.data, split, seed=config.seed)
     heights, widths = zip(*source.sizes, strict=True)
     rows.append(

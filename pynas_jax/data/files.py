@@ -89,7 +89,9 @@ def decode(file: Path | BinaryIO) -> np.ndarray:
   try:
     with Image.open(file) as image:
       return np.array(ImageOps.exif_transpose(image).convert('RGB'))
-  except (OSError, SyntaxError, ValueError) as error:
+  except (
+    OSError, SyntaxError, ValueError, Image.DecompressionBombError,
+  ) as error:  # fmt: skip
     raise config_lib.SettingError(
       f'{file} cannot be decoded: {error}. Replace it or remove the pair.'
     ) from error
