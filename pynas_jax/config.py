@@ -85,6 +85,7 @@ def base() -> ml_collections.ConfigDict:
   # 'none' searches each scale (PyNAS_d), 'cells' shares one cell structure
   # over all scales (PyNAS_s), 'weights' shares the weights as well.
   m.share = 'none'
+  m.joint = False  # Search all scales at once, not coarse to fine; to compare.
 
   c.data = d = ml_collections.ConfigDict()
   # Bundled photographs, a 'folder' of your own, or a dataset to be prepared.
@@ -370,6 +371,10 @@ def validate(c: ml_collections.ConfigDict) -> None:
       c.data.subset in subsets, 'data.subset', c.data.subset,
       f'one of {", ".join(map(repr, subsets))}',
     )  # fmt: skip
+  require(
+    not c.model.joint or c.model.share == 'none', 'model.joint', True,
+    f"false, as model.share {c.model.share!r} has one stage; or 'none' there",
+  )  # fmt: skip
   if c.data.tiles:
     require(
       c.data.name not in ('photos', 'folder'), 'data.tiles', True,

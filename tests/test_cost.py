@@ -29,23 +29,31 @@ def tiny(**model):
 def genotype_of(space, scheme, choice):
   draft = space.draft(scheme)
   for stage in space.stages(draft):
-    alphas = jax.nn.one_hot(np.asarray(choice), len(space.operators))
+    shape = space.init_alphas(jax.random.key(0), draft, stage).shape
+    repeated = np.resize(np.asarray(choice), shape[0])
+    alphas = jax.nn.one_hot(repeated, len(space.operators))
     draft = space.derive(draft, stage, alphas)
   return space.genotype(draft)
 
 
-@pytest.mark.parametrize('share', ['none', 'cells', 'weights'])
+@pytest.mark.parametrize(
+  'model',
+  [{}, {'joint': True}, {'share': 'cells'}, {'share': 'weights'}],
+  ids=str,
+)
 @pytest.mark.parametrize('link', ['add', 'concat'])
-def test_costs_of_choices_add_up_to_the_network(share, link, tmp_path):
-  c, space = tiny(share=share, link=link)
+def test_costs_of_choices_add_up_to_the_network(model, link, tmp_path):
+  c, space = tiny(link=link, **model)
   c.search.cost = 'macs'
   scheme = (1, 2, 4)
   choice = np.random.default_rng(0).integers(5, size=space.num_edges)
   total, draft = 0.0, space.draft(scheme)
   for stage in space.stages(draft):
     costs, fixed = cost.edge_costs(space, draft, stage, c, workdir=tmp_path)
-    assert costs.shape == (space.num_edges, 5)
-    total += fixed + sum(float(costs[e, k]) for e, k in enumerate(choice))
+    repeat = 3 if model.get('joint') else 1
+    assert costs.shape == (repeat * space.num_edges, 5)
+    chosen = enumerate(np.tile(choice, repeat))
+    total += fixed + sum(float(costs[e, k]) for e, k in chosen)
   genotype = genotype_of(space, scheme, choice)
   b = c.benchmark
   _, macs = space.count(genotype, height=b.height, width=b.width)

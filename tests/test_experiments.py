@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-import pathlib
-
 import numpy as np
 import pytest
 
@@ -15,10 +12,10 @@ from pynas_jax.data import files
 
 
 @pytest.fixture
-def config():
-  return run.make_config(
-    argparse.Namespace(pairs=pathlib.Path('pairs'), trials=1, steps=10)
-  )
+def config(tmp_path):
+  (tmp_path / 'val').mkdir()
+  flags = ['--pairs', str(tmp_path), '--out', str(tmp_path)]
+  return run.make_config(run.parse_args('Compares.', flags))
 
 
 def test_random_networks_cover_the_space(config):

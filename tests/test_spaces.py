@@ -263,3 +263,29 @@ def test_shared_search_gives_every_scale_the_same_cells(share):
   derived = jax.jit(network.apply)({'params': inherited}, x)
   expected = jax.jit(supernet.apply)({'params': params}, x, one_hot)
   np.testing.assert_allclose(derived, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_joint_search_fills_all_scales_at_once():
+  space = make_space(joint=True)
+  scheme = (1, 2, 4)
+  (stage,) = list(search_at_random(space, scheme))
+  supernet, params, one_hot, draft = stage
+  assert len(one_hot.index) == 3 * space.num_edges
+  genotype = space.genotype(draft)
+  assert len({scale.cells for scale in genotype.scales}) == 3
+  network = space.network(genotype)
+  inherited = base.inherit(base.init_params(KEY, network), params)
+  x = image(1, 16, 24)
+  derived = jax.jit(network.apply)({'params': inherited}, x)
+  expected = jax.jit(supernet.apply)({'params': params}, x, one_hot)
+  np.testing.assert_allclose(derived, expected, rtol=1e-5, atol=1e-5)
+  # What is not marked as sampled has no effect, scale by scale.
+  sampled = space.sampled(params, 'all', one_hot)
+  others = jax.tree.map(lambda m, p: jnp.where(m, p, p + 1), sampled, params)
+  again = jax.jit(supernet.apply)({'params': others}, x, one_hot)
+  np.testing.assert_array_equal(again, expected)
+  assert not all(jax.tree.leaves(sampled))
+  config = config_lib.base()
+  config_lib.override(config, {'model': {'joint': True, 'share': 'cells'}})
+  with pytest.raises(config_lib.SettingError, match='model.joint'):
+    config_lib.validate(config)

@@ -4,14 +4,10 @@
 
 Networks of one scale are drawn at random. Each is scored by the supernet with
 one-hot gates, and by its own training from the beginning, and from the weights
-that the supernet gives it. Kendall's tau compares the orders. Run after `run`,
-which adds the photographs to `pairs`.
+that the supernet gives it. Kendall's tau compares the orders.
 """
 
 from __future__ import annotations
-
-import argparse
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -31,13 +27,7 @@ STAGE = 'scale1'
 
 def main() -> None:
   """Runs the comparison and writes correlation.json."""
-  parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
-  parser.add_argument('--pairs', type=Path, required=True, help='as of run')
-  parser.add_argument('--out', type=Path, required=True, help='folder to write')
-  parser.add_argument('--steps', type=int, default=1500, help='of training')
-  parser.add_argument('--number', type=int, default=12, help='networks')
-  parser.add_argument('--trials', type=int, default=1, help='as of run')
-  args = parser.parse_args()
+  args = run.parse_args(__doc__)
   config = run.make_config(args)
   # The supernet is trained with all operators as likely, as in a warm-up.
   config.search.warmup_steps = config.search.num_steps = 1500

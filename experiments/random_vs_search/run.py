@@ -11,6 +11,7 @@ training saw. Stopped, the same command goes on. See README.md.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 import json
 from pathlib import Path
 import statistics
@@ -61,9 +62,10 @@ def add_photos(root: Path) -> None:
 def make_config(args: argparse.Namespace) -> ml_collections.ConfigDict:
   """Returns the settings that search and training share."""
   c = config_lib.base()
-  c.model.widths = (16, 32, 64)
-  c.model.unshuffle = 2
+  c.model.widths = (args.width, 2 * args.width, 4 * args.width)
+  c.model.unshuffle = args.unshuffle
   c.data.name, c.data.root = 'folder', str(args.pairs)
+  c.data.crop = args.crop
   c.data.eval_crop, c.data.num_validation = 192, 24
   s = c.search
   s.schemes, s.num_trials = SCHEMES, args.trials
@@ -190,18 +192,29 @@ def find(
   return found
 
 
-def main() -> None:
-  """Runs the comparison and writes results.json."""
-  parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
+def parse_args(
+  description: str, argv: Sequence[str] | None = None
+) -> argparse.Namespace:
+  """Returns the flags of all experiments of this folder."""
+  parser = argparse.ArgumentParser(description=description.partition('\n')[0])
   parser.add_argument('--pairs', type=Path, required=True, help='of make_pairs')
   parser.add_argument('--out', type=Path, required=True, help='folder to write')
   parser.add_argument('--steps', type=int, default=1500, help='of training')
   parser.add_argument('--seeds', type=int, default=2, help='trainings of each')
   parser.add_argument('--number', type=int, default=10, help='random networks')
   parser.add_argument('--trials', type=int, default=3, help='of each search')
-  args = parser.parse_args()
+  parser.add_argument('--width', type=int, default=16, help='first stage')
+  parser.add_argument('--unshuffle', type=int, default=2, help='1, 2 or 4')
+  parser.add_argument('--crop', type=int, default=64, help='pixels')
+  args = parser.parse_args(argv)
   if not (args.pairs / 'val').exists():
     add_photos(args.pairs)
+  return args
+
+
+def main() -> None:
+  """Runs the comparison and writes results.json."""
+  args = parse_args(__doc__)
   config = make_config(args)
   space = spaces.make_space(config)
   runs = Runs(config, args)

@@ -26,6 +26,7 @@ def make_space(config: ml_collections.ConfigDict) -> Space:
     global_residual=m.global_residual,
     unshuffle=m.unshuffle,
     share=m.share,
+    joint=m.joint,
   )
 
 

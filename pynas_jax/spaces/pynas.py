@@ -37,7 +37,7 @@ from pynas_jax.nn.gates import Gates
 from pynas_jax.nn.layers import Layer
 from pynas_jax.spaces import base
 
-SHARED = 'shared'
+SHARED, ALL = 'shared', 'all'  # Stages that search every scale at once.
 
 
 class Pyramid(nn.Module):
@@ -103,7 +103,7 @@ class Pyramid(nn.Module):
           self.zero_init_last, self.dtype, name=name,
         )  # fmt: skip
       searchable = not all(isinstance(c, str) for c in self.cells[level])
-      edges = gates if searchable else None
+      edges = self._edges(gates, level) if searchable else None
       grid, out_grid = grids[level], grids[max(level - 1, 0)]
       scale_input = x if residual is None else x + residual
       coarser = features
@@ -120,6 +120,15 @@ class Pyramid(nn.Module):
     output = patches.depth_to_space(output, factor=self.unshuffle)
     output = output[:, : image.shape[1], : image.shape[2]]
     return output.astype(jnp.float32) + 0.5
+
+
+  def _edges(self, gates: Gates, level: int) -> Gates:
+    """The gates of one scale: its own part, or all if scales share them."""
+    count = len(self.cells[level])
+    if len(gates.index) == count:
+      return gates
+    own = slice(level * count, (level + 1) * count)
+    return Gates(gates.index[own], gates.weight[own])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,6 +154,7 @@ class PyNAS:
     share: 'none' searches each scale, coarsest first (PyNAS_d); 'cells'
       searches one cell structure for all scales at once (PyNAS_s); 'weights'
       shares the weights too.
+    joint: Whether 'none' searches all scales at once instead; to compare.
   """
 
   widths: tuple[int, ...]
@@ -155,6 +165,7 @@ class PyNAS:
   global_residual: bool = True
   unshuffle: int = 1
   share: str = 'none'
+  joint: bool = False
 
   @property
   def num_edges(self) -> int:
@@ -168,6 +179,8 @@ class PyNAS:
   def stages(self, draft: PyramidDraft) -> tuple[str, ...]:
     if self.share != 'none':
       return (SHARED,)
+    if self.joint:
+      return (ALL,)
     depth = len(draft.scheme)
     return tuple(f'scale{level + 1}' for level in reversed(range(depth)))
 
@@ -178,14 +191,14 @@ class PyNAS:
   def init_alphas(
     self, key: jax.Array, draft: PyramidDraft, stage: str
   ) -> jax.Array:
-    del draft, stage
+    edges = self.num_edges * (len(draft.scheme) if stage == ALL else 1)
     # Standard deviation as in the ProxylessNAS code.
-    return 1e-3 * jax.random.normal(key, (self.num_edges, len(self.operators)))
+    return 1e-3 * jax.random.normal(key, (edges, len(self.operators)))
 
   def _fill(self, draft, stage, cells):
-    """The draft's cells with those of a stage set to `cells`."""
+    """The draft's cells with those of a stage set; `cells` are by level."""
     return tuple(
-      cells if stage in (SHARED, f'scale{level + 1}') else old
+      cells[level] if _is_in(stage, level) else old
       for level, old in enumerate(draft.cells)
     )
 
@@ -198,21 +211,26 @@ class PyNAS:
   def supernet(
     self, draft: PyramidDraft, stage: str, **options: Any
   ) -> Pyramid:
-    cells = self._fill(draft, stage, (self.operators,) * self.num_edges)
+    open_cells = (self.operators,) * self.num_edges
+    cells = self._fill(draft, stage, (open_cells,) * len(draft.scheme))
     return self._pyramid(draft.scheme, cells, **options)
 
   def sampled(
     self, params: base.Params, stage: str, gates: Gates
   ) -> base.Params:
     half = self.num_edges // 2
-    names = {f'scale{i}' for i in range(1, genotype_lib.MAX_DEPTH + 1)}
-    names = names | {SHARED} if stage == SHARED else {stage}
+    levels = {f'scale{i + 1}': i for i in range(genotype_lib.MAX_DEPTH)}
+    levels = {k: v for k, v in levels.items() if _is_in(stage, v)}
+    if stage == SHARED:
+      levels[SHARED] = 0
 
     def is_sampled(path, leaf):
       del leaf
       keys = [entry.key for entry in path]
-      if keys[0] in names and (cell := re.match(r'cell(\d+)$', keys[2])):
+      if keys[0] in levels and (cell := re.match(r'cell(\d+)$', keys[2])):
         edge = int(cell[1]) + (half if keys[1] == 'decoder' else 0)
+        if stage == ALL:
+          edge += levels[keys[0]] * self.num_edges
         return (gates.index[edge] == self.operators.index(keys[3])).any()
       return jnp.asarray(True)
 
@@ -223,7 +241,12 @@ class PyNAS:
   ) -> PyramidDraft:
     index = gates_lib.argmax(alphas).index[:, 0]
     cells = tuple(self.operators[int(i)] for i in index)
-    return dataclasses.replace(draft, cells=self._fill(draft, stage, cells))
+    size = self.num_edges
+    by_level = [
+      cells[level * size : (level + 1) * size] if stage == ALL else cells
+      for level in range(len(draft.scheme))
+    ]
+    return dataclasses.replace(draft, cells=self._fill(draft, stage, by_level))
 
   def genotype(self, draft: PyramidDraft) -> PyramidGenotype:
     half = self.num_edges // 2
@@ -304,11 +327,9 @@ class PyNAS:
   def edge_layers(
     self, draft: PyramidDraft, stage: str, *, height: int, width: int
   ) -> tuple[list[list[list[Layer]]], list[Layer]]:
-    levels = [
-      level for level in range(len(draft.scheme))
-      if stage in (SHARED, f'scale{level + 1}')
-    ]  # fmt: skip
-    edges: list[list[list[Layer]]] = [[] for _ in range(self.num_edges)]
+    levels = [i for i in range(len(draft.scheme)) if _is_in(stage, i)]
+    count = self.num_edges * (len(levels) if stage == ALL else 1)
+    edges: list[list[list[Layer]]] = [[] for _ in range(count)]
     fixed: list[Layer] = []
     for operator in self.operators:
       cells = ((operator,) * self.num_edges,) * len(draft.scheme)
@@ -317,6 +338,15 @@ class PyNAS:
       own = [groups[level] for level in levels]
       fixed = [x for layers in own for x in layers if x.kind != 'cell']
       in_cells = [[x for x in layers if x.kind == 'cell'] for layers in own]
-      for edge, choice in zip(edges, zip(*in_cells, strict=True), strict=True):
+      # Where scales share their cells, a choice fills one place in each.
+      choices = zip(*in_cells, strict=True)
+      if stage == ALL:
+        choices = [(x,) for layers in in_cells for x in layers]
+      for edge, choice in zip(edges, choices, strict=True):
         edge.append(list(choice))
     return edges, fixed
+
+
+def _is_in(stage: str, level: int) -> bool:
+  """Returns whether a stage searches a level."""
+  return stage in (SHARED, ALL, f'scale{level + 1}')
