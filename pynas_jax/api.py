@@ -41,6 +41,7 @@ from pynas_jax.deploy.restorer import Restorer
 from pynas_jax.deploy.restorer import load
 from pynas_jax.genotype import Genotype
 from pynas_jax.genotype import PyramidGenotype
+from pynas_jax.logbook import write_json
 from pynas_jax.search import hierarchical
 from pynas_jax.search import pareto
 from pynas_jax.search import schemes
@@ -113,13 +114,6 @@ def make_config(
       message = f'{name}.batch_size: {error}'
       raise config_lib.SettingError(message) from None
   return config
-
-
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-  """Writes a file in one step, so that no reader meets half of it."""
-  partial = path.with_name(path.name + '.tmp')
-  partial.write_text(json.dumps(values, indent=2) + '\n')
-  partial.replace(path)
 
 
 def open_workdir(

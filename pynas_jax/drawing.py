@@ -20,7 +20,7 @@ OPERATOR_STYLES = {
   'conv_3x3_x2': ('#0f7b83', ('3×3', 'twice'), 'two 3×3 convolutions'),
   'zero': ('none', ('zero', ''), 'nothing: the cell vanishes'),
 }
-INK, GREY, PALE, FIXED = '#1f2933', '#66727f', '#eef1f5', '#c5ccd6'
+INK, GREY, FIXED = '#1f2933', '#66727f', '#c5ccd6'
 IMAGE_LINK, FEATURE_LINK = '#c2410c', '#4f46e5'
 FONT = 'Helvetica, Arial, sans-serif'
 CELL, GAP, FUNNEL = 40, 4, 16  # Pixels: cell width, space, strided conv width.

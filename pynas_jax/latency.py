@@ -101,9 +101,7 @@ class LatencyTable:
 
   def _save(self) -> None:
     self._path.parent.mkdir(parents=True, exist_ok=True)
-    partial = self._path.with_name(self._path.name + '.tmp')
-    partial.write_text(json.dumps(self._tables, indent=1) + '\n')
-    partial.replace(self._path)
+    logbook.write_json(self._path, self._tables)
 
   def ms(self, layers: Iterable[Layer]) -> float:
     """Returns the time of layers one after another, ms."""
@@ -124,10 +122,14 @@ class LatencyTable:
     groups = space_of(genotype).layers(genotype, **self.size)
     return self.ms(x for layers in groups for x in layers if x.kind == 'cell')
 
+  def measure_network_ms(self, genotype: Genotype) -> float:
+    """Returns the time of a whole network, measured anew, ms."""
+    return measure_network_ms(genotype, **self.size, dtype=self._dtype)
+
   def _network_ms(self, genotype: Genotype) -> float:
     name = f'network {genotype.digest()} {self.size}'
     if name not in self._times:
-      self._times[name] = round(measure_network_ms(genotype, **self.size), 4)
+      self._times[name] = round(self.measure_network_ms(genotype), 4)
       self._save()
     return self._times[name]
 
@@ -167,7 +169,7 @@ def validate(
   rows = []
   for genotype in genotypes:
     predicted = table.predict_ms(genotype)
-    measured = measure_network_ms(genotype, **table.size)
+    measured = table.measure_network_ms(genotype)
     rows.append(
       {
         'genotype': genotype.digest(),

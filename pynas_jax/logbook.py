@@ -59,6 +59,13 @@ def read_records(workdir: str | os.PathLike) -> list[dict[str, Any]]:
   return records
 
 
+def write_json(path: pathlib.Path, values: Mapping[str, Any]) -> None:
+  """Writes a file in one step, so that no reader meets half of it."""
+  partial = path.with_name(path.name + '.tmp')
+  partial.write_text(json.dumps(values, indent=2) + '\n')
+  partial.replace(path)
+
+
 def _number(value: Any) -> int | float | None:
   """Returns a JSON number; null for what JSON cannot say."""
   if isinstance(value, numbers.Integral):

@@ -130,6 +130,25 @@ def test_table_measures_once_and_is_kept(tmp_path, monkeypatch):
   assert len(json.loads(path.read_text())) == 2
 
 
+def test_table_times_networks_in_its_own_arithmetic(tmp_path, monkeypatch):
+  asked = []
+
+  def measure_network_ms(genotype, *, height, width, dtype):
+    asked.append((height, width, dtype))
+    return 10.0 + len(asked)
+
+  monkeypatch.setattr(latency, 'measure_network_ms', measure_network_ms)
+  monkeypatch.setattr(latency, 'measure_ms', lambda layer, dtype: 1.0)
+  _, space = tiny()
+  genotype = genotype_of(space, (1, 2), [1] * space.num_edges)
+  table = latency.LatencyTable(
+    tmp_path / 't.json', height=8, width=16, dtype='bfloat16'
+  )
+  latency.validate(table, [genotype])
+  # The skeleton, the reference and the network itself.
+  assert asked == [(8, 16, 'bfloat16')] * 3
+
+
 def test_table_predicts_networks(tmp_path):
   """Real times of small frames: loosely, as machines are noisy."""
   _, space = tiny(widths=(8, 16))

@@ -247,6 +247,14 @@ def test_patches_do_not_see_each_other_before_they_are_merged():
   assert (bottom != changed_bottom).any()
 
 
+def assert_derived(space, genotype, params, x, expected):
+  """The network with the supernet's weights does what the supernet did."""
+  network = space.network(genotype)
+  inherited = base.inherit(base.init_params(KEY, network), params)
+  derived = jax.jit(network.apply)({'params': inherited}, x)
+  np.testing.assert_allclose(derived, expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize('share', ['cells', 'weights'])
 def test_shared_search_gives_every_scale_the_same_cells(share):
   space = make_space(share=share)
@@ -257,12 +265,9 @@ def test_shared_search_gives_every_scale_the_same_cells(share):
   assert genotype.share_weights == (share == 'weights')
   names = {'shared'} if share == 'weights' else {'scale1', 'scale2', 'scale3'}
   assert set(params) == names
-  network = space.network(genotype)
-  inherited = base.inherit(base.init_params(KEY, network), params)
   x = image(1, 16, 24)
-  derived = jax.jit(network.apply)({'params': inherited}, x)
   expected = jax.jit(supernet.apply)({'params': params}, x, one_hot)
-  np.testing.assert_allclose(derived, expected, rtol=1e-5, atol=1e-5)
+  assert_derived(space, genotype, params, x, expected)
 
 
 def test_joint_search_fills_all_scales_at_once():
@@ -273,12 +278,9 @@ def test_joint_search_fills_all_scales_at_once():
   assert len(one_hot.index) == 3 * space.num_edges
   genotype = space.genotype(draft)
   assert len({scale.cells for scale in genotype.scales}) == 3
-  network = space.network(genotype)
-  inherited = base.inherit(base.init_params(KEY, network), params)
   x = image(1, 16, 24)
-  derived = jax.jit(network.apply)({'params': inherited}, x)
   expected = jax.jit(supernet.apply)({'params': params}, x, one_hot)
-  np.testing.assert_allclose(derived, expected, rtol=1e-5, atol=1e-5)
+  assert_derived(space, genotype, params, x, expected)
   # What is not marked as sampled has no effect, scale by scale.
   sampled = space.sampled(params, 'all', one_hot)
   others = jax.tree.map(lambda m, p: jnp.where(m, p, p + 1), sampled, params)

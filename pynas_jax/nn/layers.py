@@ -17,8 +17,6 @@ from pynas_jax.nn import blocks
 from pynas_jax.nn import mixed
 from pynas_jax.nn import ops
 
-KINDS = ('conv', 'down', 'cell', 'up', 'fuse')
-
 
 class _Fuse(nn.Module):
   """The 1x1 convolution over two concatenated feature maps."""
