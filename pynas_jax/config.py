@@ -109,6 +109,7 @@ def base() -> ml_collections.ConfigDict:
   d.light_gamma = 1.0  # Blur to this power of the image; 2.2 is linear light.
   d.highlight_gain = 1.0  # Light that white pixels hold, at most; 1 is white.
   d.shot_noise = 0.0  # Value of one photon, such as 0.001; 0 is off.
+  d.varying = 0.0  # Part of the pictures whose blur varies over the frame.
   d.jpeg_quality = ()  # Lowest and highest, such as (60, 95); () is no JPEG.
 
   c.search = s = ml_collections.ConfigDict()
@@ -344,6 +345,8 @@ def validate(c: ml_collections.ConfigDict) -> None:
     'data.saturation_jitter',
   ):  # fmt: skip
     require(0 <= leaves[name] < 1, name, leaves[name], '0 or more, below 1')
+  varying = c.data.varying
+  require(0 <= varying <= 1, 'data.varying', varying, '0 to 1')
   size = c.data.kernel_size
   odd = size > 0 and size % 2 == 1
   require(odd, 'data.kernel_size', size, 'an odd number')

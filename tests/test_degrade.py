@@ -231,3 +231,21 @@ def test_bits_follow_from_the_seed_in_every_process():
   }  # fmt: skip
   assert len(digests) == 1
   assert len(digests.pop().strip()) == hashlib.sha256().digest_size * 2
+
+
+def test_varying_blur_mixes_two_blurs_across_the_frame():
+  names = {'kernel_size': 9, 'kernel_steps': 8, 'noise_sigma': 0.0}
+  even = degrade.Recipe(**names).degrade(rng(), photo())
+  varying = degrade.Recipe(**names, varying=1.0).degrade(rng(), photo())
+  difference = np.abs(varying - even).mean(axis=2)
+  # The first kernel is the same: one side keeps its blur, the other does not.
+  sides = [
+    difference[:12].mean(), difference[-12:].mean(),
+    difference[:, :9].mean(), difference[:, -9:].mean(),
+  ]  # fmt: skip
+  assert max(sides) > 4 * min(sides)
+  never = degrade.Recipe(**names, varying=0.0).degrade(rng(), photo())
+  np.testing.assert_array_equal(never, even)
+  ramp = blur.random_ramp(rng(), height=20, width=30)
+  assert ramp.shape == (20, 30, 1)
+  assert ramp.min() == 0 and ramp.max() == 1

@@ -1,6 +1,7 @@
 """Does a supernet rank networks as their own training does?
 
-  python -m experiments.random_vs_search.correlation --pairs=pairs --out=runs/c
+  python -m experiments.random_vs_search.correlation --pairs=pairs \
+    --photos=bsds500 --out=runs/correlation
 
 Networks of one scale are drawn at random. Each is scored by the supernet with
 one-hot gates, and by its own training from the beginning, and from the weights
@@ -30,7 +31,7 @@ def main() -> None:
   args = run.parse_args(__doc__)
   config = run.make_config(args)
   # The supernet is trained with all operators as likely, as in a warm-up.
-  config.search.warmup_steps = config.search.num_steps = 1500
+  config.search.warmup_steps = config.search.num_steps = 2000
   space = spaces.make_space(config)
   draft = space.draft((1,))
   with logbook_lib.Logbook(args.out) as logbook:

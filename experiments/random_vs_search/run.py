@@ -1,8 +1,9 @@
 """Does the search find better networks than chance, and than plain designs?
 
-  python -m experiments.random_vs_search.run --pairs=pairs --out=runs/rvs
+  python -m experiments.random_vs_search.run --pairs=pairs --photos=bsds500 \
+    --out=runs/rvs
 
-`pairs` is what `pynas_jax.data.make_pairs` wrote; the bundled photographs are
+`pairs` is what `pynas_jax.data.make_pairs` wrote; photographs of BSDS500 are
 added to it, blurred by random walks. Every architecture is trained from its
 beginning with the same steps, seeds and data, and scored on scenes that no
 training saw. Stopped, the same command goes on. See README.md.
@@ -26,36 +27,34 @@ from pynas_jax import genotype as genotype_lib
 from pynas_jax import logbook
 from pynas_jax import spaces
 from pynas_jax.data import degrade
-from pynas_jax.data import sources
 from pynas_jax.genotype import PyramidGenotype
 from pynas_jax.genotype import ScaleGenotype
 
-SCHEMES = ('1', '1-2', '1-3', '1-4', '1-2-4', '1-2-8', '1-3-9')
-VALIDATION = ('04_coffee', 'bikes-shot2', 'photo_baby')
-PHOTO_BLURS = 12
+SCHEMES = ('1', '1-2', '1-3', '1-4')
+VALIDATION = ('04_coffee', 'bikes-shot2')  # Scenes of the training videos.
+NUM_PHOTOS = {'train': 200, 'val': 48, 'test': 60}
+CROP = 160  # Pixels of a photograph.
 EQUAL_COST = 0.1  # Relative difference of multiply-adds that counts as equal.
 
 
-def add_photos(root: Path) -> None:
-  """Adds crops of the bundled photographs, and sets validation scenes apart."""
-  recipe = degrade.Recipe(kernel_size=9, kernel_steps=16, noise_sigma=1.0)
-  for split in ('train', 'validation', 'test'):
-    photos = sources.SharpPhotos(split)
-    top = root / ('test' if split == 'test' else 'train')
-    for i in range(len(photos)):
-      item = photos[i]
-      for k in range(PHOTO_BLURS):
-        rng = np.random.default_rng((i, k, len(split)))
-        y, x = rng.integers(576 - 192, size=2)
-        sharp = item['sharp'][y : y + 192, x : x + 192]
+def add_photos(root: Path, photos: Path) -> None:
+  """Adds crops of blurred photographs, and sets validation scenes apart."""
+  recipe = degrade.Recipe(kernel_size=7, kernel_steps=60, noise_sigma=1.0)
+  for split, number in NUM_PHOTOS.items():
+    for i, path in enumerate(sorted((photos / split).glob('*.jpg'))[:number]):
+      with Image.open(path) as image:
+        pixels = np.array(image.convert('RGB'))
+      rng = np.random.default_rng((i, len(split)))
+      for k in range(2 if split == 'train' else 1):
+        y, x = (rng.integers(n - CROP + 1) for n in pixels.shape[:2])
+        sharp = pixels[y : y + CROP, x : x + CROP]
         blurred = recipe.degrade(rng, sharp.astype(np.float32) / 255)
-        pixels = np.rint(blurred * 255).astype(np.uint8)
-        for side, image in (('blur', pixels), ('sharp', sharp)):
-          path = top / f'photo_{item["name"]}' / side / f'{k:02}.png'
-          path.parent.mkdir(parents=True, exist_ok=True)
-          Image.fromarray(image).save(path)
-  (root / 'val').mkdir()
-  for scene in VALIDATION:
+        blurred = np.rint(blurred * 255).astype(np.uint8)
+        for side, crop in (('blur', blurred), ('sharp', sharp)):
+          target = root / split / f'photo_{path.stem}' / side / f'{k}.png'
+          target.parent.mkdir(parents=True, exist_ok=True)
+          Image.fromarray(crop).save(target)
+  for scene in VALIDATION:  # Held out of the training videos.
     (root / 'train' / scene).rename(root / 'val' / scene)
 
 
@@ -66,11 +65,11 @@ def make_config(args: argparse.Namespace) -> ml_collections.ConfigDict:
   c.model.unshuffle = args.unshuffle
   c.data.name, c.data.root = 'folder', str(args.pairs)
   c.data.crop = args.crop
-  c.data.eval_crop, c.data.num_validation = 192, 24
+  c.data.eval_crop, c.data.num_validation = 160, 128
   s = c.search
   s.schemes, s.num_trials = SCHEMES, args.trials
-  s.warmup_steps, s.num_steps, s.score_steps = 400, 1000, 300
-  s.eval_every, s.collapse_fraction = 100, 1.0
+  s.warmup_steps, s.num_steps, s.score_steps = 400, 1200, 400
+  s.eval_every, s.collapse_fraction = 200, 1.0
   c.train.num_steps = args.steps
   c.train.eval_every = args.steps
   c.train.inherit = False
@@ -198,8 +197,11 @@ def parse_args(
   """Returns the flags of all experiments of this folder."""
   parser = argparse.ArgumentParser(description=description.partition('\n')[0])
   parser.add_argument('--pairs', type=Path, required=True, help='of make_pairs')
+  parser.add_argument(
+    '--photos', type=Path, required=True, help='BSDS500: train, val, test'
+  )
   parser.add_argument('--out', type=Path, required=True, help='folder to write')
-  parser.add_argument('--steps', type=int, default=1500, help='of training')
+  parser.add_argument('--steps', type=int, default=1200, help='of training')
   parser.add_argument('--seeds', type=int, default=2, help='trainings of each')
   parser.add_argument('--number', type=int, default=10, help='random networks')
   parser.add_argument('--trials', type=int, default=3, help='of each search')
@@ -207,8 +209,8 @@ def parse_args(
   parser.add_argument('--unshuffle', type=int, default=2, help='1, 2 or 4')
   parser.add_argument('--crop', type=int, default=64, help='pixels')
   args = parser.parse_args(argv)
-  if not (args.pairs / 'val').exists():
-    add_photos(args.pairs)
+  if not any((args.pairs / 'test').glob('photo_*')):
+    add_photos(args.pairs, args.photos)
   return args
 
 
@@ -236,8 +238,8 @@ def main() -> None:
   rows = {name: runs.rows(group) for name, group in groups.items()}
   results = {
     'command': 'python -m experiments.random_vs_search.run --pairs=pairs '
-    f'--out=runs/random_vs_search --steps={args.steps} --seeds={args.seeds} '
-    f'--number={args.number} --trials={args.trials}',
+    f'--photos=bsds500 --out=runs/random_vs_search --steps={args.steps} '
+    f'--seeds={args.seeds} --number={args.number} --trials={args.trials}',
     'dataset': 'video pairs and blurred photographs',
     'budget': {'train_steps': args.steps, 'batch': config.train.batch_size,
                'crop': config.data.crop, 'search': config.search.to_dict()},

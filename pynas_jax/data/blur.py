@@ -103,3 +103,25 @@ def apply_kernel(image: np.ndarray, kernel: np.ndarray) -> np.ndarray:
     y, x = size - 1 - i, size - 1 - j
     total += kernel[i, j] * padded[y : y + height, x : x + width]
   return total
+
+
+def random_ramp(
+  rng: np.random.Generator, *, height: int, width: int
+) -> np.ndarray:
+  """Draws a weight that rises from 0 to 1 across the frame, in any direction.
+
+  A blur that varies is two blurs mixed by it: a turn of the camera moves one
+  side of the picture in another way than the other.
+
+  Args:
+    rng: Source of randomness.
+    height: Pixels.
+    width: Pixels.
+
+  Returns:
+    f32[H, W, 1] in [0, 1].
+  """
+  angle = rng.uniform(0.0, 2 * np.pi)
+  y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
+  along = np.sin(angle) * y + np.cos(angle) * x
+  return np.clip(0.5 + along / 2, 0, 1).astype(np.float32)[..., None]

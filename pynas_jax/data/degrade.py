@@ -182,6 +182,7 @@ class Recipe:
       off.
     shot_noise: `gain` of `sensor_noise`; 0 is off.
     jpeg_quality: Lowest and highest quality, drawn evenly; () is no JPEG.
+    varying: Part of the pictures whose blur varies over the frame.
   """
 
   kernel_size: int
@@ -191,6 +192,7 @@ class Recipe:
   highlight_gain: float = 1.0
   shot_noise: float = 0.0
   jpeg_quality: tuple[int, ...] = ()
+  varying: float = 0.0
 
   @classmethod
   def from_settings(cls, data: ml_collections.ConfigDict) -> Self:
@@ -202,6 +204,11 @@ class Recipe:
   def margin(self) -> int:
     """Pixels to cut off a crop, both sides together, to be free of borders."""
     return self.kernel_size - 1
+
+  def _draw_kernel(self, rng: np.random.Generator) -> np.ndarray:
+    return blur.random_walk_kernel(
+      rng, size=self.kernel_size, steps=self.kernel_steps
+    )
 
   def degrade(self, rng: np.random.Generator, sharp: np.ndarray) -> np.ndarray:
     """Takes the picture.
@@ -216,16 +223,20 @@ class Recipe:
     Source: Miao and Zhu, 2021, for the blur; light and file are ours.
     """
     _check(sharp)
-    kernel = blur.random_walk_kernel(
-      rng, size=self.kernel_size, steps=self.kernel_steps
-    )
+    kernel = self._draw_kernel(rng)
     light = sharp
     if self.light_gamma != 1:
       light = light ** np.float32(self.light_gamma)
     if self.highlight_gain > 1:
       gain = rng.uniform(1, self.highlight_gain)
       light = expand_highlights(light, gain=gain)
-    light = blur.apply_kernel(light, kernel)
+    still = light
+    light = blur.apply_kernel(still, kernel)
+    if self.varying and rng.random() < self.varying:
+      height, width = sharp.shape[:2]
+      ramp = blur.random_ramp(rng, height=height, width=width)
+      other = blur.apply_kernel(still, self._draw_kernel(rng))
+      light = ramp * light + (1 - ramp) * other
     if self.shot_noise > 0:
       light = sensor_noise(rng, light, gain=self.shot_noise)
     picture = light

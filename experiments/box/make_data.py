@@ -1,0 +1,123 @@
+"""Makes the pairs that the networks in the box learn from.
+
+  python -m experiments.box.make_data --video_pairs pairs1 pairs2 \
+    --photos photos --out data
+
+`video_pairs` are folders of `pynas_jax.data.make_pairs`, `photos` a folder of
+sharp photographs. Their pictures are shaken by random walks, evenly or varying
+over the frame, with noise and JPEG; a fifth stays sharp, so that the network
+learns to leave sharp pictures alone. Training pairs are cut into tiles, which
+are faster to read. Split by scene: videos as `make_pairs` did, photographs by
+file name. See README.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+import hashlib
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from pynas_jax import logbook
+from pynas_jax.data import degrade
+
+TILE = 112  # Pixels.
+TEST_CROP = 224
+VALIDATION = ('04_coffee', 'bikes-shot2')  # Scenes of the training videos.
+LONG_SIDE = 1024  # Photographs are reduced to this, to be sharp per pixel.
+SIZES = (5, 9, 9, 13, 17)  # Of kernels, drawn evenly, pixels.
+
+
+def tiles(pixels: np.ndarray, size: int) -> Iterator[np.ndarray]:
+  """Yields the whole tiles of an image."""
+  height, width = pixels.shape[:2]
+  for y in range(0, height - size + 1, size):
+    for x in range(0, width - size + 1, size):
+      yield pixels[y : y + size, x : x + size]
+
+
+def write(path: Path, pixels: np.ndarray) -> None:
+  """Writes a picture."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  Image.fromarray(pixels).save(path, compress_level=1)
+
+
+def add_video_pairs(source: Path, out: Path) -> None:
+  """Copies pairs of video; those for training as tiles."""
+  for blurred in sorted(source.glob('*/*/blur/*.png')):
+    split, scene, _, name = blurred.parts[-4:]
+    split = 'val' if scene in VALIDATION else split
+    for side in ('blur', 'sharp'):
+      with Image.open(blurred.parent.parent / side / name) as image:
+        pixels = np.array(image)
+      size = TILE if split == 'train' else TEST_CROP
+      for i, tile in enumerate(tiles(pixels, size)):
+        target = out / split / scene / side
+        write(target / f'{source.name}-{Path(name).stem}-{i}.png', tile)
+
+
+def split_of(path: Path) -> str:
+  """Returns a photograph's split, from its name alone."""
+  draw = hashlib.sha256(path.stem.encode()).digest()[0] % 16
+  return {0: 'test', 1: 'val'}.get(draw, 'train')
+
+
+def shake(rng: np.random.Generator, sharp: np.ndarray) -> np.ndarray:
+  """Takes a shaken picture, or one in five times a steady one."""
+  steady = rng.random() < 0.2
+  recipe = degrade.Recipe(
+    kernel_size=1 if steady else int(rng.choice(SIZES)),
+    kernel_steps=int(rng.integers(4, 32)),
+    noise_sigma=float(rng.uniform(0, 1 if steady else 4)),
+    light_gamma=float(rng.choice((1.0, 2.2))),
+    highlight_gain=1.0 if steady else 3.0,
+    jpeg_quality=(75, 100) if rng.random() < 0.5 else (),
+    varying=0.5,
+  )
+  return recipe.degrade(rng, sharp)
+
+
+def add_photos(source: Path, out: Path, *, per_photo: int) -> None:
+  """Adds shaken photographs."""
+  paths = [p for p in sorted(source.rglob('*')) if p.suffix in ('.jpg', '.png')]
+  for path in paths:
+    split = split_of(path)
+    with Image.open(path) as image:
+      image = image.convert('RGB')
+      image.thumbnail((LONG_SIDE, LONG_SIDE), Image.Resampling.LANCZOS)
+      pixels = np.array(image)
+    seed = int.from_bytes(hashlib.sha256(path.stem.encode()).digest()[:4])
+    rng = np.random.default_rng(seed)
+    for i in range(per_photo):
+      y, x = (rng.integers(n - TEST_CROP + 1) for n in pixels.shape[:2])
+      sharp = pixels[y : y + TEST_CROP, x : x + TEST_CROP]
+      blurred = shake(rng, sharp.astype(np.float32) / 255)
+      blurred = np.rint(blurred * 255).astype(np.uint8)
+      size = TILE if split == 'train' else TEST_CROP
+      for side, picture in (('blur', blurred), ('sharp', sharp)):
+        for j, tile in enumerate(tiles(picture, size)):
+          target = out / split / f'photo_{path.stem}' / side
+          write(target / f'{i:02}-{j}.png', tile)
+
+
+def main() -> None:
+  """Makes the data."""
+  parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
+  parser.add_argument('--video_pairs', type=Path, nargs='+', required=True)
+  parser.add_argument('--photos', type=Path, nargs='+', required=True)
+  parser.add_argument('--out', type=Path, required=True)
+  parser.add_argument('--per_photo', type=int, default=6)
+  args = parser.parse_args()
+  for source in args.video_pairs:
+    logbook.say(f'pairs of {source}')
+    add_video_pairs(source, args.out)
+  for source in args.photos:
+    logbook.say(f'photographs of {source}')
+    add_photos(source, args.out, per_photo=args.per_photo)
+
+
+if __name__ == '__main__':
+  main()
