@@ -45,7 +45,7 @@ def main() -> None:
   """Prints the comparison."""
   parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
   parser.add_argument('--number', type=int, default=10, help='of networks')
-  parser.add_argument('--width', type=int, default=32, help='of the first stage')
+  parser.add_argument('--width', type=int, default=32, help='first stage')
   parser.add_argument('--unshuffle', type=int, default=2, help='1, 2 or 4')
   parser.add_argument('--size', default='720x1280', help='of the frame, HxW')
   args = parser.parse_args()
