@@ -7,7 +7,8 @@
 Variants: none searches two schemes on the bundled photographs in minutes on a
 laptop; `gopro` has the settings of the PyNAS paper (PyNAS_d: cells per scale),
 `gopro_s` those of PyNAS_s (one cell structure and one set of weights for all
-scales); `tiny` runs in seconds.
+scales); `box` those of the package's own networks (`experiments/box`); `tiny`
+runs in seconds.
 """
 
 from pynas_jax import config as config_lib
@@ -19,6 +20,7 @@ def get_config(arg: str = ''):
     '': config_lib.base,
     'gopro': config_lib.paper,
     'gopro_s': config_lib.paper,
+    'box': config_lib.box,
     'tiny': lambda: config_lib.shrink(config_lib.base()),
   }
   c = config_lib.variant(arg, make)()

@@ -7,7 +7,8 @@
 
 Variants: none trains on the bundled photographs; `gopro` has the settings of
 the PyNAS paper, `video_deblurring` the same on the data set of Su et al.;
-`dmphn` trains the hand-made DMPHN(1-2-4-8) with them; `tiny` runs in seconds.
+`dmphn` trains the hand-made DMPHN(1-2-4-8) with them; `box` trains the
+networks of the package (`experiments/box`); `tiny` runs in seconds.
 """
 
 from pynas_jax import config as config_lib
@@ -20,6 +21,7 @@ def get_config(arg: str = ''):
     'gopro': config_lib.paper,
     'video_deblurring': config_lib.paper,
     'dmphn': lambda: config_lib.paper(odd=False),
+    'box': config_lib.box,
     'tiny': lambda: config_lib.shrink(config_lib.base()),
   }
   c = config_lib.variant(arg, make)()

@@ -14,13 +14,18 @@ from jax import Array
 import jax.numpy as jnp
 
 EPSILON = 1e-8  # Of a squared error: keeps the gradient finite, caps at 80 dB.
+SMOOTHING = 1e-3  # Of an absolute error.
+
+
+def _check(restored: Array, sharp: Array) -> None:
+  chex.assert_rank([restored, sharp], 4)
+  chex.assert_equal_shape([restored, sharp])
+  chex.assert_type([restored, sharp], float)
 
 
 def _errors(restored: Array, sharp: Array) -> Array:
   """Returns f32[B], the mean squared error of each image."""
-  chex.assert_rank([restored, sharp], 4)
-  chex.assert_equal_shape([restored, sharp])
-  chex.assert_type([restored, sharp], float)
+  _check(restored, sharp)
   error = restored.astype(jnp.float32) - sharp.astype(jnp.float32)
   return jnp.square(error).mean(axis=(1, 2, 3))
 
@@ -55,7 +60,28 @@ def negative_psnr(restored: Array, sharp: Array) -> Array:
   return 10.0 * jnp.log10(_errors(restored, sharp) + EPSILON).mean()
 
 
+def charbonnier(restored: Array, sharp: Array) -> Array:
+  """Returns the mean absolute error, smooth at 0.
+
+  Unlike 'psnr', it lets pairs that hardly differ be: their PSNR would change
+  most, and drown what the blurred ones have to teach.
+
+  Args:
+    restored: f[B, H, W, C].
+    sharp: f[B, H, W, C] in [0, 1].
+
+  Returns:
+    f32[], at least SMOOTHING.
+
+  Source: Charbonnier et al., ICIP 1994; the constant of MPRNet.
+  """
+  _check(restored, sharp)
+  error = restored.astype(jnp.float32) - sharp.astype(jnp.float32)
+  return jnp.sqrt(jnp.square(error) + SMOOTHING**2).mean()
+
+
 LOSSES: dict[str, Callable[[Array, Array], Array]] = {
   'mse': mse,
   'psnr': negative_psnr,
+  'charbonnier': charbonnier,
 }

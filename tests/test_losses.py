@@ -52,3 +52,12 @@ def test_bfloat16_is_computed_in_float32(name):
   assert value.dtype == jnp.float32
   exact = losses.LOSSES[name](restored.astype(jnp.float32), batch())
   assert value == exact
+
+
+def test_charbonnier_is_the_absolute_error_but_at_zero():
+  expected = np.abs(batch(0).astype(np.float64) - batch(1)).mean()
+  actual = losses.charbonnier(batch(0), batch(1))
+  np.testing.assert_allclose(actual, expected, rtol=1e-3)
+  np.testing.assert_allclose(
+    losses.charbonnier(batch(), batch()), losses.SMOOTHING, rtol=1e-5
+  )

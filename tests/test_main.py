@@ -24,8 +24,8 @@ from pynas_jax.deploy import restorer
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 CONFIGS = sorted((ROOT / 'configs').glob('*.py'))
 VARIANTS = {
-  'search': ('', 'gopro', 'gopro_s', 'tiny'),
-  'train': ('', 'gopro', 'video_deblurring', 'dmphn', 'tiny'),
+  'search': ('', 'gopro', 'gopro_s', 'box', 'tiny'),
+  'train': ('', 'gopro', 'video_deblurring', 'dmphn', 'box', 'tiny'),
   'evaluate': ('', 'gopro'),
   'benchmark': (),
   'pipeline': ('demo', 'gopro', 'gopro_s', 'tiny'),
