@@ -136,6 +136,8 @@ def base() -> ml_collections.ConfigDict:
   s.eval_every = 30  # Steps between scores of the derived network, and saves.
   s.patience = 5  # Scores without improvement before early stopping.
   s.collapse_fraction = 0.5  # Stop when more of the cells than this are zero.
+  # Ours: passes over a stage's cells, each given its best operator; 0 is off.
+  s.refine_passes = 1
   s.score_steps = 150  # Training steps of the whole candidate, for its score.
   # Ours: what networks cost, in the alphas' loss: 'latency' of their layers on
   # this device, or 'macs', multiply-adds; both for one frame of `benchmark`.
@@ -197,6 +199,7 @@ def paper(odd: bool = True) -> ml_collections.ConfigDict:
   c.search.loss = 'mse'
   c.search.eval_every = 59
   c.search.patience = 10
+  c.search.refine_passes = 0
   c.search.score_steps = 315 * 210
   c.train.num_steps = 315 * 3000
   c.train.batch_size = 6
@@ -220,8 +223,8 @@ def box() -> ml_collections.ConfigDict:
   c.search.loss = c.train.loss = 'charbonnier'
   c.search.max_gmacs = 30.0  # 33 ms at 720p on two cores (OpenVINO, bfloat16).
   c.search.batch_size = 4
-  c.search.warmup_steps, c.search.num_steps = 400, 1000
-  c.search.eval_every, c.search.score_steps = 200, 300
+  c.search.warmup_steps, c.search.num_steps = 600, 1500
+  c.search.eval_every, c.search.score_steps = 300, 600
   c.search.collapse_fraction = 1.0
   c.train.num_steps, c.train.eval_every = 40_000, 1000
   c.train.lr, c.train.ema_decay = 1e-3, 0.999
@@ -354,6 +357,7 @@ def validate(c: ml_collections.ConfigDict) -> None:
     'data.noise_sigma', 'data.num_threads', 'data.shot_noise',
     'search.max_hours', 'search.cost_weight', 'search.max_latency_ms',
     'search.max_params', 'search.max_gmacs', 'search.psnr_slack',
+    'search.refine_passes',
   ):  # fmt: skip
     require(0 <= leaves[name] < math.inf, name, leaves[name], '0 or more')
   require(0 <= c.seed < 2**32, 'seed', c.seed, '0 to 4294967295')

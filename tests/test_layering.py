@@ -27,8 +27,8 @@ ORDER = (
   'data.pipeline', 'data.check', 'data.shutter', 'data.video',
   'data.make_pairs',
   'checkpoint', 'parallel', 'drawing', 'plot', 'train',
-  'latency', 'search', 'search.stopping', 'search.cost', 'search.bilevel',
-  'search.schemes', 'search.pareto', 'search.hierarchical',
+  'latency', 'search', 'search.stopping', 'search.cost', 'search.refine',
+  'search.bilevel', 'search.schemes', 'search.pareto', 'search.hierarchical',
   'deploy', 'deploy.restorer', 'deploy.benchmark',
   'registration', 'evaluate', 'api', 'main', 'report',
 )  # fmt: skip

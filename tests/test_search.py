@@ -16,7 +16,9 @@ from pynas_jax import train
 from pynas_jax.logbook import Logbook
 from pynas_jax.nn import gates
 from pynas_jax.search import bilevel
+from pynas_jax.search import cost
 from pynas_jax.search import hierarchical
+from pynas_jax.search import refine
 from pynas_jax.search import schemes
 from pynas_jax.search.stopping import Stopping
 from pynas_jax.spaces import base
@@ -349,3 +351,36 @@ def test_paired_gradient_is_that_of_the_expected_loss():
     state, _ = step(state, batch_, KEY)
     total += np.asarray(optax.tree.get(state.alpha_opt, 'mu')) / 0.1
   np.testing.assert_allclose(total / count, exact, atol=4e-3)
+
+
+def test_refine_finds_the_best_cell_by_cell_and_stops():
+  calls = []
+
+  def objective(choice):
+    calls.append(choice)
+    return sum((c - t) ** 2 for c, t in zip(choice, (2, 0, 1), strict=True))
+
+  best = refine.refine((0, 0, 0), 3, objective, passes=5)
+  assert best == ((2, 0, 1), 0)
+  # One for the start, then two passes of three edges with two others each.
+  assert len(calls) == 1 + 2 * 3 * 2
+  assert refine.refine((1, 1, 1), 3, objective, passes=0)[0] == (1, 1, 1)
+
+
+@pytest.mark.parametrize('cost_weight', [0.0, 1e6])
+def test_refine_lowers_loss_and_cost_of_the_supernet(cost_weight):
+  c, space, supernet, state = setup(cost='macs', cost_weight=cost_weight)
+  costs = cost.edge_costs(
+    space, space.draft((1,)), 'scale1', c, workdir=None
+  )
+  objective = bilevel.make_held_out_objective(
+    bilevel.make_loss(supernet, c.search.loss), state.params, batch(),
+    state.alphas, cost.make_cost_term(*costs, c.search),
+  )  # fmt: skip
+  start = (0,) * space.num_edges
+  choice, value = refine.refine(
+    start, len(space.operators), objective, passes=1
+  )
+  assert value == objective(choice) < objective(start)
+  zero = space.operators.index('zero')
+  assert (choice == (zero,) * space.num_edges) == bool(cost_weight)

@@ -35,8 +35,11 @@ from pynas_jax.logbook import say
 from pynas_jax.nn import gates as gates_lib
 from pynas_jax.nn.gates import Gates
 from pynas_jax.search import cost
+from pynas_jax.search import refine
 from pynas_jax.search.stopping import Stopping
 from pynas_jax.spaces import base
+
+SURE = 100.0  # Of alpha: all but certain.
 
 
 @struct.dataclass
@@ -222,6 +225,43 @@ def entropy(alphas: jax.Array) -> float:
   return float(-(jnp.exp(log_probs) * log_probs).sum(axis=-1).mean())
 
 
+def one_hot_alphas(choice: refine.Choice, like: jax.Array) -> jax.Array:
+  """Returns alphas that are sure of a choice, f[E, K] as `like`."""
+  return SURE * jax.nn.one_hot(jnp.asarray(choice), like.shape[1])
+
+
+def make_held_out_objective(
+  loss_fn: Callable[..., jax.Array],
+  params: Any,
+  held_out: Any,
+  alphas: jax.Array,
+  cost_term: Callable[[jax.Array, jax.Array], jax.Array] | None,
+) -> Callable[[refine.Choice], float]:
+  """Returns `choice -> float`: what the alphas lower, of one path, exactly.
+
+  Args:
+    loss_fn: Of `make_loss`.
+    params: Of the supernet.
+    held_out: Pairs; all count, one at a time.
+    alphas: f[E, K], for their shape.
+    cost_term: `(loss, alphas) -> loss`, or None.
+  """
+  loss_of = jax.jit(loss_fn)
+  images = [
+    {name: pixels[i : i + 1] for name, pixels in held_out.items()}
+    for i in range(len(held_out['sharp']))
+  ]
+
+  def objective(choice: refine.Choice) -> float:
+    sure = one_hot_alphas(choice, alphas)
+    gates = gates_lib.argmax(sure)
+    losses_ = [loss_of(params, gates, image) for image in images]
+    loss = sum(losses_) / len(losses_)
+    return float(cost_term(loss, sure) if cost_term else loss)
+
+  return objective
+
+
 def search_stage(
   space: base.Space,
   draft: base.Draft,
@@ -353,9 +393,20 @@ def search_stage(
     last, best_step = checkpoints.latest(), checkpoints.best()
     arrays, meta = checkpoints.restore(best_step, {'state': state})
   state = arrays['state']
-  derived = space.derive(draft, stage, state.alphas)
+  alphas = state.alphas
+  if s.refine_passes:
+    objective = make_held_out_objective(
+      make_loss(supernet, s.loss), state.params, held_out, alphas, cost_term
+    )
+    choice, _ = refine.refine(
+      tuple(gates_lib.argmax(alphas).index[:, 0].tolist()), alphas.shape[1],
+      objective, passes=s.refine_passes,
+    )  # fmt: skip
+    alphas = one_hot_alphas(choice, alphas)
+  derived = space.derive(draft, stage, alphas)
   record = {
     'stage': stage,
+    'choice': gates_lib.argmax(alphas).index[:, 0].tolist(),
     'psnr': meta['psnr'],
     'best_step': best_step,
     'steps': last,
