@@ -3,8 +3,8 @@
   python -m experiments.random_vs_search.run --pairs=pairs --photos=bsds500 \
     --out=runs/rvs
 
-`pairs` is what `pynas_jax.data.make_pairs` wrote; photographs of BSDS500 are
-added to it, blurred by random walks. Every architecture is trained from its
+`pairs` is what `pynas_jax.data.make_pairs` wrote; some of them are taken, and
+photographs of BSDS500, blurred by random walks. Every architecture is trained from its
 beginning with the same steps, seeds and data, and scored on scenes that no
 training saw. Stopped, the same command goes on. See README.md.
 """
@@ -15,6 +15,7 @@ import argparse
 from collections.abc import Sequence
 import json
 from pathlib import Path
+import shutil
 import statistics
 
 import ml_collections
@@ -26,36 +27,54 @@ from pynas_jax import config as config_lib
 from pynas_jax import genotype as genotype_lib
 from pynas_jax import logbook
 from pynas_jax import spaces
-from pynas_jax.data import degrade
+from pynas_jax.data import blur
 from pynas_jax.genotype import PyramidGenotype
 from pynas_jax.genotype import ScaleGenotype
 
-SCHEMES = ('1', '1-2', '1-3', '1-4')
+SCHEMES = ('1', '1-2', '1-4')
 VALIDATION = ('04_coffee', 'bikes-shot2')  # Scenes of the training videos.
-NUM_PHOTOS = {'train': 200, 'val': 48, 'test': 60}
-CROP = 160  # Pixels of a photograph.
+PAIRS_PER_SCENE = 12
+NUM_PHOTOS = {'train': 200, 'val': 40, 'test': 60}
+NUM_KERNELS = 4  # Ways that the camera shakes; few, to be learnt in minutes.
+CROP = 192  # Pixels of a photograph.
+NOISE = 1 / 255
 EQUAL_COST = 0.1  # Relative difference of multiply-adds that counts as equal.
 
 
-def add_photos(root: Path, photos: Path) -> None:
-  """Adds crops of blurred photographs, and sets validation scenes apart."""
-  recipe = degrade.Recipe(kernel_size=7, kernel_steps=60, noise_sigma=1.0)
+def add_video(data: Path, pairs: Path) -> None:
+  """Copies some pairs of each scene, evenly spaced."""
+  for folder in sorted(pairs.glob('*/*/blur')):
+    split, scene = folder.parts[-3:-1]
+    split = 'val' if scene in VALIDATION else split
+    blurred = sorted(folder.glob('*.png'))
+    for path in blurred[:: -(-len(blurred) // PAIRS_PER_SCENE)]:
+      for side in ('blur', 'sharp'):
+        target = data / split / scene / side / path.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(folder.parent / side / path.name, target)
+
+
+def add_photos(data: Path, photos: Path) -> None:
+  """Adds crops of photographs, blurred."""
+  kernels = [
+    blur.random_walk_kernel(np.random.default_rng(i), size=9, steps=16)
+    for i in range(NUM_KERNELS)
+  ]
   for split, number in NUM_PHOTOS.items():
     for i, path in enumerate(sorted((photos / split).glob('*.jpg'))[:number]):
       with Image.open(path) as image:
-        pixels = np.array(image.convert('RGB'))
+        pixels = np.array(image.convert('RGB'), np.float32) / 255
       rng = np.random.default_rng((i, len(split)))
       for k in range(2 if split == 'train' else 1):
         y, x = (rng.integers(n - CROP + 1) for n in pixels.shape[:2])
         sharp = pixels[y : y + CROP, x : x + CROP]
-        blurred = recipe.degrade(rng, sharp.astype(np.float32) / 255)
-        blurred = np.rint(blurred * 255).astype(np.uint8)
+        blurred = blur.apply_kernel(sharp, kernels[rng.integers(NUM_KERNELS)])
+        blurred += NOISE * rng.standard_normal(sharp.shape, np.float32)
         for side, crop in (('blur', blurred), ('sharp', sharp)):
-          target = root / split / f'photo_{path.stem}' / side / f'{k}.png'
+          target = data / split / f'photo_{path.stem}' / side / f'{k}.png'
           target.parent.mkdir(parents=True, exist_ok=True)
+          crop = np.rint(np.clip(crop, 0, 1) * 255).astype(np.uint8)
           Image.fromarray(crop).save(target)
-  for scene in VALIDATION:  # Held out of the training videos.
-    (root / 'train' / scene).rename(root / 'val' / scene)
 
 
 def make_config(args: argparse.Namespace) -> ml_collections.ConfigDict:
@@ -63,13 +82,13 @@ def make_config(args: argparse.Namespace) -> ml_collections.ConfigDict:
   c = config_lib.base()
   c.model.widths = (args.width, 2 * args.width, 4 * args.width)
   c.model.unshuffle = args.unshuffle
-  c.data.name, c.data.root = 'folder', str(args.pairs)
+  c.data.name, c.data.root = 'folder', str(args.out / 'data')
   c.data.crop = args.crop
-  c.data.eval_crop, c.data.num_validation = 160, 128
+  c.data.eval_crop, c.data.num_validation = 192, 48
   s = c.search
   s.schemes, s.num_trials = SCHEMES, args.trials
-  s.warmup_steps, s.num_steps, s.score_steps = 400, 1200, 400
-  s.eval_every, s.collapse_fraction = 200, 1.0
+  s.warmup_steps, s.num_steps, s.score_steps = 300, 900, 300
+  s.eval_every, s.collapse_fraction = 300, 1.0
   c.train.num_steps = args.steps
   c.train.eval_every = args.steps
   c.train.inherit = False
@@ -201,16 +220,21 @@ def parse_args(
     '--photos', type=Path, required=True, help='BSDS500: train, val, test'
   )
   parser.add_argument('--out', type=Path, required=True, help='folder to write')
-  parser.add_argument('--steps', type=int, default=1200, help='of training')
+  parser.add_argument('--steps', type=int, default=1000, help='of training')
   parser.add_argument('--seeds', type=int, default=2, help='trainings of each')
   parser.add_argument('--number', type=int, default=10, help='random networks')
-  parser.add_argument('--trials', type=int, default=3, help='of each search')
-  parser.add_argument('--width', type=int, default=16, help='first stage')
-  parser.add_argument('--unshuffle', type=int, default=2, help='1, 2 or 4')
+  parser.add_argument('--trials', type=int, default=2, help='of each search')
+  parser.add_argument('--width', type=int, default=8, help='first stage')
+  parser.add_argument('--unshuffle', type=int, default=1, help='1, 2 or 4')
   parser.add_argument('--crop', type=int, default=64, help='pixels')
   args = parser.parse_args(argv)
-  if not any((args.pairs / 'test').glob('photo_*')):
-    add_photos(args.pairs, args.photos)
+  data = args.out / 'data'
+  if not data.exists():
+    partial = data.with_suffix('.tmp')
+    shutil.rmtree(partial, ignore_errors=True)
+    add_video(partial, args.pairs)
+    add_photos(partial, args.photos)
+    partial.rename(data)
   return args
 
 
