@@ -226,8 +226,8 @@ def box() -> ml_collections.ConfigDict:
   c.search.warmup_steps, c.search.num_steps = 600, 1500
   c.search.eval_every, c.search.score_steps = 300, 600
   c.search.collapse_fraction = 1.0
-  c.train.num_steps, c.train.eval_every = 40_000, 1000
-  c.train.lr, c.train.ema_decay = 1e-3, 0.999
+  c.train.num_steps, c.train.eval_every = 30_000, 1000
+  c.train.ema_decay = 0.999
   c.train.inherit = False
   return c
 

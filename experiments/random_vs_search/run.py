@@ -4,9 +4,9 @@
     --out=runs/rvs
 
 `pairs` is what `pynas_jax.data.make_pairs` wrote; some of them are taken, and
-photographs of BSDS500, blurred by random walks. Every architecture is trained from its
-beginning with the same steps, seeds and data, and scored on scenes that no
-training saw. Stopped, the same command goes on. See README.md.
+photographs of BSDS500, blurred by random walks. Every architecture is trained
+from its beginning with the same steps, seeds and data, and scored on scenes
+that no training saw. Stopped, the same command goes on. See README.md.
 """
 
 from __future__ import annotations
