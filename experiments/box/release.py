@@ -1,0 +1,153 @@
+"""Scores a trained network, times it and puts it in the box.
+
+  python -m experiments.box.release --run=runs/box --data=data/box --name=fast
+
+Scores are those of scenes that no training saw: pairs of video by exposure,
+shaken photographs, and sharp pictures as their own input, which should come
+back as they were. Times are those of every runtime at hand on a 720p frame.
+Writes pynas_jax/models/NAME and experiments/box/NAME.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+import json
+from pathlib import Path
+import statistics
+
+import numpy as np
+from PIL import Image
+
+from pynas_jax import api
+from pynas_jax import logbook
+from pynas_jax import metrics
+from pynas_jax.deploy import backends
+from pynas_jax.deploy import benchmark
+from pynas_jax.deploy import release
+from pynas_jax.deploy.restorer import Restorer
+
+NAMES = ('psnr_input', 'ssim_input', 'psnr', 'ssim')
+DATA = (
+  'Pairs made from eight videos by interpolating between frames (exposures of '
+  '1 and 2 frame intervals), and photographs blurred by random walks, evenly '
+  'or varying over the frame, with noise and JPEG. Scored on four other videos '
+  'and on other photographs. See experiments/box.'
+)
+LIMITS = (
+  'Trained for minutes on a CPU: it takes off mild blur and leaves sharp '
+  'pictures alone. Strong motion blur stays.'
+)
+MAX_SHARP = 60  # Sharp pictures; they differ less than blurred ones.
+
+
+def read(path: Path) -> np.ndarray:
+  """Returns uint8[H, W, 3]."""
+  with Image.open(path) as image:
+    return np.array(image.convert('RGB'))
+
+
+def pairs(data: Path) -> Iterator[tuple[str, Path, Path]]:
+  """Yields a row's name, the input and what it should become."""
+  blurred = sorted((data / 'test').glob('*/blur/*.png'))
+  for path in blurred:
+    is_photo = path.parts[-3].startswith('photo_')
+    group = 'photographs' if is_photo else path.name.partition('-')[0]
+    yield group, path, path.parent.parent / 'sharp' / path.name
+  for path in blurred[:: -(-len(blurred) // MAX_SHARP)]:
+    sharp = path.parent.parent / 'sharp' / path.name
+    yield 'sharp, left alone', sharp, sharp
+
+
+def score(restorer: Restorer, data: Path) -> list[dict]:
+  """Returns a row of means for each kind of test pair."""
+  values: dict[str, list] = {}
+  for group, source, target in pairs(data):
+    image, sharp = read(source), read(target)
+    restored = restorer(image)
+    values.setdefault(group, []).append(
+      [
+        f(a[None] / np.float32(255), sharp[None] / np.float32(255))[0]
+        for a in (image, restored)
+        for f in (metrics.psnr, metrics.ssim)
+      ]
+    )
+  return [
+    {'pairs': group, 'number': len(rows)}
+    | {
+      name: statistics.fmean(float(row[i]) for row in rows)
+      for i, name in enumerate(NAMES)
+      if group != 'sharp, left alone' or name in ('psnr', 'ssim')
+    }
+    for group, rows in values.items()
+  ]
+
+
+def time_all(run: Path) -> list[dict]:
+  """Returns the time of a 720p frame by every runtime and type at hand."""
+  rows = []
+  for backend in backends.BACKENDS:
+    for dtype in backends.DTYPES:
+      try:
+        restorer = Restorer.from_pretrained(run, dtype=dtype, backend=backend)
+        rows.append(benchmark.time_restorer(restorer))
+      except backends.BackendError as error:
+        logbook.say(f'{backend}, {dtype}: {error}')
+  return rows
+
+
+def sample(restorer: Restorer, data: Path) -> tuple[np.ndarray, np.ndarray]:
+  """Returns a test picture before and after, that of the largest gain."""
+  best = -np.inf
+  for _, source, target in pairs(data):
+    image, sharp = read(source), read(target).astype(np.float64)
+    restored = restorer(image)
+    before, after = (np.square(a - sharp).mean() for a in (image, restored))
+    if after and before / after > best:
+      best, chosen = before / after, (image, restored)
+  return chosen
+
+
+def main() -> None:
+  """Scores, times and writes."""
+  parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
+  parser.add_argument('--run', type=Path, required=True, help='workdir')
+  parser.add_argument('--data', type=Path, required=True, help='of make_data')
+  parser.add_argument('--name', required=True, help='of the network')
+  args = parser.parse_args()
+  restorer = Restorer.from_pretrained(args.run)
+  rows = score(restorer, args.data)
+  timings = time_all(args.run)
+  card = release.Card(
+    task='deblurring',
+    data=DATA,
+    metrics={
+      f'{row["pairs"]}: {name}': row[name]
+      for row in rows
+      for name in NAMES
+      if name in row
+    },
+    timings=tuple(timings),
+    limits=LIMITS,
+  )
+  restorer.save_pretrained(
+    release.MODELS / args.name, card=card, samples=sample(restorer, args.data)
+  )
+  logbook.write_json(
+    Path(__file__).parent / f'{args.name}.json',
+    {
+      'command': 'python -m experiments.box.release --run=runs/box '
+      f'--data=data/box --name={args.name}',
+      'rows': rows,
+      'timings': timings,
+      'settings': json.loads((args.run / 'config.json').read_text()),
+      'versions': api.versions(),
+      'commit': api.commit(),
+    },
+  )
+  for row in rows:
+    logbook.say(str(row))
+
+
+if __name__ == '__main__':
+  main()
