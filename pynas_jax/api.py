@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 import csv
 import dataclasses
-import importlib.metadata
 import json
 from pathlib import Path
 import time
@@ -37,6 +36,7 @@ from pynas_jax.data import check
 from pynas_jax.data import sources
 from pynas_jax.deploy import benchmark as benchmark_lib
 from pynas_jax.deploy import restorer as restorer_lib
+from pynas_jax.deploy.release import versions
 from pynas_jax.deploy.restorer import Restorer
 from pynas_jax.deploy.restorer import load
 from pynas_jax.genotype import Genotype
@@ -56,7 +56,6 @@ __all__ = ['derive', 'derive_and_train', 'load', 'search', 'train']
 FREE_SETTINGS = ('mode', 'checkpoint', 'benchmark.')
 REPORT = 'report.json'
 STRIPS = 'strips'
-LIBRARIES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,18 +170,6 @@ def commit() -> str | None:
     return next(line.split()[0] for line in packed if line.endswith(' ' + ref))
   except (OSError, StopIteration):
     return None
-
-
-def versions() -> dict[str, str]:
-  """Returns the versions of this package and of what figures depend on."""
-  names = ('pynas-jax', *LIBRARIES)
-  found = {}
-  for name in names:
-    try:
-      found[name] = importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-      found[name] = 'not installed'
-  return found
 
 
 def search(
