@@ -34,8 +34,10 @@ from pynas_jax import plot
 from pynas_jax import train as train_lib
 from pynas_jax.data import check
 from pynas_jax.data import sources
+from pynas_jax.deploy import backends
 from pynas_jax.deploy import benchmark as benchmark_lib
 from pynas_jax.deploy import restorer as restorer_lib
+from pynas_jax.deploy.backends import Network
 from pynas_jax.deploy.release import versions
 from pynas_jax.deploy.restorer import Restorer
 from pynas_jax.deploy.restorer import load
@@ -385,15 +387,31 @@ def untrained(genotype: Genotype) -> Restorer:
 
 
 def time_restorer(
-  restorer: Restorer, config: ml_collections.ConfigDict
+  restorer: Restorer,
+  config: ml_collections.ConfigDict,
+  *,
+  backend: str = 'xla',
 ) -> dict[str, Any]:
   """Times a network with the settings `benchmark`."""
   b = config.benchmark
-  restorer = Restorer(restorer.genotype, restorer.params, dtype=b.dtype)
-  logbook_lib.say(f'timing at {b.width}x{b.height}')
+  restorer = Restorer(
+    restorer.genotype, restorer.params, dtype=b.dtype, backend=backend
+  )
+  logbook_lib.say(f'timing {backend} at {b.width}x{b.height}')
   return benchmark_lib.time_restorer(
     restorer, height=b.height, width=b.width, runs=b.runs
   )
+
+
+def compare_backends(
+  restorer: Restorer, config: ml_collections.ConfigDict
+) -> list[dict[str, Any]]:
+  """Times a network by each runtime of `benchmark.backends`, fastest first."""
+  b = config.benchmark
+  network = Network(restorer.genotype, restorer.params, b.dtype)
+  names = tuple(b.backends) or backends.available(network)
+  timings = [time_restorer(restorer, config, backend=name) for name in names]
+  return sorted(timings, key=lambda timing: timing['p50'])
 
 
 def make_report(

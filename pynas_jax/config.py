@@ -168,6 +168,7 @@ def base() -> ml_collections.ConfigDict:
   b.height, b.width = 720, 1280  # Pixels.
   b.runs = 20  # Timed runs after warm-up.
   b.dtype = 'float32'
+  b.backends = ()  # Runtimes to compare, such as ('xla',); () is all here.
   return c
 
 

@@ -2,23 +2,41 @@
 
 Batches are uint8 or float32 [B, H, W, 3], floats in [0, 1]; the output has the
 shape and the type of the input and is clipped.
+
+OpenVINO and ONNX Runtime read an ONNX graph that serves every size. It is kept
+in the user's cache folder, with a note of each runtime that restored a
+photograph by it as XLA does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 import dataclasses
+import hashlib
+import importlib
+import importlib.metadata
+import os
+from pathlib import Path
+import sys
+import threading
 from typing import Any
 
+from absl import logging
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 
+from pynas_jax import caching
 from pynas_jax.genotype import Genotype
+from pynas_jax.genotype import nearest
 from pynas_jax.spaces import space_of
 
 AUTO = 'auto'
 DTYPES = ('float32', 'bfloat16')
+MAX_DIFFERENCE = 1e-3  # From XLA in float32, of values in [0, 1].
+PHOTO = Path(__file__).parents[1] / 'data' / 'photos' / 'city.png'
+PHOTO_SIZE = (96, 128)
 
 
 class BackendError(ValueError):
@@ -93,33 +111,237 @@ def _xla(network: Network, shape: tuple[int, ...], dtype: Any) -> Program:
   )
 
 
-BACKENDS: dict[str, Callable[..., Program]] = {'xla': _xla}
+def _need(name: str) -> Any:
+  """Returns a module that only some backends need."""
+  # When imported, OpenVINO tells its makers so, from a forked process, unless
+  # this module of it is missing. Restoring pictures is no business of theirs.
+  sys.modules.setdefault('openvino_telemetry', None)
+  try:
+    return importlib.import_module(name)
+  except ImportError as error:
+    raise BackendError(
+      f"{error}. It comes with pip install 'pynas-jax[export]'; backend 'xla' "
+      'does without.'
+    ) from None
 
 
-def choose(backend: str, dtype: str) -> str:
+def _digest(network: Network) -> str:
+  """Returns what exported graphs depend on, in 16 hex digits."""
+  sha256 = hashlib.sha256(network.genotype.to_json().encode())
+  libraries = ('pynas-jax', 'jax', 'onnx')
+  versions = [importlib.metadata.version(name) for name in libraries]
+  sha256.update(f'{versions}'.encode())
+  for leaf in jax.tree.leaves(network.params):
+    sha256.update(np.asarray(leaf).tobytes())
+  return sha256.hexdigest()[:16]
+
+
+def export_onnx(network: Network, dtype: Any) -> bytes:
+  """Returns the ONNX graph of a network for any size, from the cache or new.
+
+  Args:
+    network: The network. The graph is in float32; a runtime may choose another.
+    dtype: Of images, uint8 or float32.
+  """
+  onnx_graph = _need('pynas_jax.deploy.onnx_graph')
+
+  def convert():
+    space = space_of(network.genotype)
+    return onnx_graph.to_onnx(
+      make_restore(network.genotype), network.params, dtype=dtype,
+      multiple=space.multiple(network.genotype),
+    ).SerializeToString()  # fmt: skip
+
+  return _cached(network, f'{np.dtype(dtype)}.onnx', convert)
+
+
+def _cached(
+  network: Network, name: str, make: Callable[[], bytes]
+) -> bytes:
+  """Returns what `make` makes of a network, from the cache or new."""
+  folder = caching.folder()
+  if folder is None:
+    return make()
+  path = folder / 'onnx' / f'{_digest(network)}-{name}'
+  if not path.exists():
+    content = make()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Others may be writing the same.
+    partial = path.with_name(
+      f'{path.name}.{os.getpid()}-{threading.get_ident()}.tmp'
+    )
+    partial.write_bytes(content)
+    partial.replace(path)
+  return path.read_bytes()
+
+
+def padded_shape(network: Network, shape: tuple[int, ...]) -> tuple[int, ...]:
+  """Returns the shape that an exported graph takes for images of a shape."""
+  b, h, w, c = shape
+  rows, cols = space_of(network.genotype).multiple(network.genotype)
+  return b, h + -h % rows, w + -w % cols, c
+
+
+def _padded(
+  network: Network,
+  shape: tuple[int, ...],
+  run: Callable[[np.ndarray], Any],
+  get: Callable[[Any], np.ndarray],
+) -> Program:
+  """Returns the program of a graph whose sizes are multiples."""
+  _, h, w, _ = shape
+  pads = [(0, new - old) for old, new in
+          zip(shape, padded_shape(network, shape), strict=True)]  # fmt: skip
+  return Program(
+    put=lambda batch: np.ascontiguousarray(
+      np.pad(batch, pads, mode='reflect') if np.any(pads) else batch
+    ),
+    run=run,
+    get=lambda result: get(result)[:, :h, :w],
+  )
+
+
+def _onnxruntime(network: Network, shape: tuple[int, ...], dtype: Any):
+  ort, onnx_graph = _need('onnxruntime'), _need('pynas_jax.deploy.onnx_graph')
+  options = ort.SessionOptions()
+  sizes = padded_shape(network, shape)
+  for name, size in zip(onnx_graph.DIMENSIONS, sizes, strict=False):
+    options.add_free_dimension_override_by_name(name, size)
+  session = ort.InferenceSession(
+    export_onnx(network, dtype), options, providers=['CPUExecutionProvider']
+  )
+  return _padded(
+    network, shape,
+    run=lambda batch: session.run(None, {onnx_graph.INPUT: batch})[0],
+    get=lambda result: result,
+  )  # fmt: skip
+
+
+def _openvino(network: Network, shape: tuple[int, ...], dtype: Any):
+  core = _need('openvino').Core()
+  model = core.read_model(export_onnx(network, dtype))
+  model.reshape(list(padded_shape(network, shape)))
+  precision = {'float32': 'f32', 'bfloat16': 'bf16'}[network.dtype]
+  compiled = core.compile_model(
+    model, 'CPU',
+    {'INFERENCE_PRECISION_HINT': precision, 'PERFORMANCE_HINT': 'LATENCY'},
+  )  # fmt: skip
+  local = threading.local()  # A request serves one thread.
+
+  def run(batch):
+    if not hasattr(local, 'request'):
+      local.request = compiled.create_infer_request()
+    local.request.infer({0: batch}, share_inputs=True)
+    return local.request
+
+  # A copy: the request's next result takes the place of this one.
+  return _padded(
+    network, shape, run,
+    get=lambda request: request.get_output_tensor(0).data.copy(),
+  )  # fmt: skip
+
+
+def _openvino_has_bfloat16() -> bool:
+  core = _need('openvino').Core()
+  return 'BF16' in core.get_property('CPU', 'OPTIMIZATION_CAPABILITIES')
+
+
+BACKENDS: dict[str, Callable[..., Program]] = {
+  'openvino': _openvino, 'onnxruntime': _onnxruntime, 'xla': _xla,
+}  # fmt: skip
+
+
+def _check(backend: str, network: Network) -> None:
+  """Raises BackendError unless a runtime can restore by this network."""
+  if backend == 'xla':
+    return
+  for name in ('onnx', backend):
+    _need(name)
+  if network.dtype == 'bfloat16' and (
+    backend == 'onnxruntime' or not _openvino_has_bfloat16()
+  ):
+    raise BackendError(
+      f'{backend} has no bfloat16 on this processor; use float32, or backend '
+      "'xla'."
+    )
+  version = importlib.metadata.version(backend)
+  note = f'{backend}-{version}-difference.txt'
+  _cached(network, note, lambda: b'%g' % compare(backend, network))
+
+
+def compare(backend: str, network: Network) -> float:
+  """Compares a runtime with XLA on a photograph, in float32.
+
+  Returns:
+    The largest difference, of values in [0, 1].
+
+  Raises:
+    BackendError: If it is above `MAX_DIFFERENCE`.
+  """
+  network = dataclasses.replace(network, dtype='float32')
+  image = photograph(*PHOTO_SIZE)
+  ours, xla = (
+    compile_network(name, network, image.shape, image.dtype)(image)
+    for name in (backend, 'xla')
+  )
+  difference = float(np.abs(ours - xla).max())
+  if not difference <= MAX_DIFFERENCE:
+    raise BackendError(
+      f'{backend} differs from XLA by {difference:.2g} on a photograph; '
+      f"expected at most {MAX_DIFFERENCE}. Use backend 'xla'."
+    )
+  return difference
+
+
+def photograph(height: int, width: int) -> np.ndarray:
+  """Returns a photograph of a size, f32[1, H, W, 3] in [0, 1]."""
+  with Image.open(PHOTO) as image:
+    resized = image.convert('RGB').resize((width, height), Image.BICUBIC)
+  return np.asarray(resized, np.float32)[None] / 255
+
+
+def choose(backend: str, network: Network) -> str:
   """Returns the runtime that a name stands for, once it can be used.
 
   Args:
-    backend: Key of `BACKENDS`, or 'auto': the fastest that is installed.
-    dtype: Of the arithmetic.
+    backend: Key of `BACKENDS`, or 'auto': XLA on an accelerator, else the first
+      of `BACKENDS`, which has the fastest first, that is installed, has the
+      network's type and restores as XLA does.
+    network: What is to be run.
 
   Raises:
-    BackendError: If there is no such runtime or type.
+    BackendError: If there is no such runtime or type, or if it is wrong.
   """
-  if dtype not in DTYPES:
-    raise BackendError(
-      f'dtype is {dtype!r}; expected one of {", ".join(DTYPES)}.'
-    )
-  if backend not in (*BACKENDS, AUTO):
-    raise BackendError(
-      f'backend is {backend!r}; expected one of '
-      f'{", ".join((*BACKENDS, AUTO))}.'
-    )
-  return 'xla' if backend == AUTO else backend
+  for field, value, known in (
+    ('dtype', network.dtype, DTYPES), ('backend', backend, (*BACKENDS, AUTO))
+  ):  # fmt: skip
+    if value not in known:
+      raise BackendError(
+        f'{field} is {value!r}; expected one of {", ".join(known)}.'
+        + nearest(value, known)
+      )
+  if backend != AUTO:
+    _check(backend, network)
+    return backend
+  if jax.default_backend() != 'cpu':
+    return 'xla'
+  return available(network)[0]
+
+
+def available(network: Network) -> list[str]:
+  """Returns the runtimes that can restore by a network, fastest first."""
+  names = []
+  for name in BACKENDS:
+    try:
+      _check(name, network)
+      names.append(name)
+    except ValueError as error:
+      logging.info('not %s: %s', name, error)
+  return names
 
 
 def compile_network(
-  backend: str, network: Network, shape: tuple[int, int, int, int], dtype: Any
+  backend: str, network: Network, shape: tuple[int, ...], dtype: Any
 ) -> Program:
   """Compiles a network for one shape.
 

@@ -97,35 +97,37 @@ def is_release(path: Path) -> bool:
   )
 
 
-def find(
-  source: str | Path,
+def find(source: str | Path) -> Path | None:
+  """Returns the folder of a network on this machine, if there is one.
+
+  Args:
+    source: A name of `shipped`, or a folder; the first that exists counts.
+  """
+  if str(source) in shipped():
+    return MODELS / source
+  return Path(source) if Path(source).is_dir() else None
+
+
+def download(
+  name: str,
   *,
   revision: str | None = None,
   cache_dir: str | Path | None = None,
   local_files_only: bool = False,
 ) -> Path:
-  """Returns the folder of a network.
+  """Returns the folder of a network of the Hugging Face hub.
 
   Args:
-    source: A name of `shipped`, a folder, or a repository 'owner/name' of the
-      Hugging Face hub. The first of these that exists counts.
-    revision: Branch, tag or commit of the repository.
+    name: Of the repository, 'owner/name'.
+    revision: Branch, tag or commit.
     cache_dir: Takes what is downloaded; the hub's own folder by default.
     local_files_only: Whether to look for it in `cache_dir` only.
 
   Raises:
-    LoadError: If there is none of them.
+    LoadError: If there is none.
   """
-  name = str(source)
-  if name in shipped():
-    return MODELS / name
-  if Path(source).is_dir():
-    return Path(source)
-  names = ', '.join(shipped()) or 'none in this version'
-  if not re.fullmatch(r'[\w.-]+/[\w.-]+', name) or name.startswith('.'):
-    raise LoadError(
-      f'{name} is no folder and no network of this package ({names}).'
-    )
+  if not re.fullmatch(r'[\w-][\w.-]*/[\w.-]+', name):
+    raise no_network(name)
   try:
     import huggingface_hub  # Optional, and needed by nobody else.
   except ImportError:
@@ -146,6 +148,15 @@ def find(
       f'{reason}'
     ) from error
   return Path(path).parent
+
+
+def no_network(source: str | Path) -> LoadError:
+  """Returns the error that there is no network of a name."""
+  names = ', '.join(shipped()) or 'none in this version'
+  return LoadError(
+    f'{source} is no folder; expected a workdir, a checkpoint, a release '
+    f'folder or the name of a network of this package ({names}).'
+  )
 
 
 def _checked(path: Path, max_bytes: int) -> Path:

@@ -67,7 +67,8 @@ class Restorer:
     self.genotype = genotype
     self.params = jax.device_put(params)
     self.dtype = dtype
-    self.backend = backends.choose(backend, dtype)
+    self._network = Network(genotype, self.params, dtype)
+    self.backend = backends.choose(backend, self._network)
     if bucket and not self.is_convolutional:
       raise LoadError(
         f'bucket is {bucket}; expected 0, as this network looks at the frame '
@@ -95,9 +96,8 @@ class Restorer:
     """Loads a trained network from wherever it is.
 
     Args:
-      source: The name of a network of this package (`release.shipped`), a
-        folder written by `save_pretrained`, all that `load` reads, or a
-        repository of the Hugging Face hub, 'owner/name'.
+      source: What `load` reads, or a repository of the Hugging Face hub,
+        'owner/name'.
       dtype: Of the arithmetic, 'float32' or 'bfloat16'.
       backend: 'xla', 'onnxruntime', 'openvino' or 'auto'.
       bucket: See the class.
@@ -108,18 +108,11 @@ class Restorer:
     Raises:
       LoadError: If there is no network, or not a whole one.
     """
-    caching.keep_compiled_programs()
-    options = {'dtype': dtype, 'backend': backend, 'bucket': bucket}
-    path = release.find(
-      source, revision=revision, cache_dir=cache_dir,
+    path = release.find(source) or release.download(
+      str(source), revision=revision, cache_dir=cache_dir,
       local_files_only=local_files_only,
     )  # fmt: skip
-    if not release.is_release(path):
-      return load(path, **options)
-    genotype, params, card = release.read(path)
-    restorer = cls(genotype, params, **options)
-    restorer.card = card
-    return restorer
+    return load(path, dtype=dtype, backend=backend, bucket=bucket)
 
   def save_pretrained(
     self,
@@ -157,9 +150,8 @@ class Restorer:
         self._programs.popitem(last=False)
     if is_new:  # Other threads that want it wait; those of other shapes do not.
       try:
-        network = Network(self.genotype, self.params, self.dtype)
         program.set_result(
-          backends.compile_network(self.backend, network, *signature)
+          backends.compile_network(self.backend, self._network, *signature)
         )
       except BaseException as error:
         with self._lock:
@@ -228,7 +220,8 @@ def load(path: str | Path, **options: Any) -> Restorer:
 
   Args:
     path: A workdir, a folder of checkpoints, one checkpoint in it, a folder
-      written by `save`, or a folder of the published DMPHN weights.
+      written by `save` or `save_pretrained`, the name of a network of this
+      package (`release.shipped`), or a folder of the published DMPHN weights.
     **options: Of `Restorer`: `dtype`, `backend`, `bucket`.
 
   Returns:
@@ -237,9 +230,16 @@ def load(path: str | Path, **options: Any) -> Restorer:
   Raises:
     LoadError: If there is no network, or not a whole one.
   """
-  path = Path(path)
-  if not path.is_dir():
-    raise LoadError(f'{path} is no folder; expected a workdir or checkpoint.')
+  caching.keep_compiled_programs()
+  found = release.find(path)
+  if found is None:
+    raise release.no_network(path)
+  path = found
+  if release.is_release(path):
+    genotype, params, card = release.read(path)
+    restorer = Restorer(genotype, params, **options)
+    restorer.card = card
+    return restorer
   if dmphn.is_published(path):
     return Restorer(*dmphn.load(path), **options)
   step = None
