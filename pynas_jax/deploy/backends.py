@@ -111,7 +111,7 @@ def _xla(network: Network, shape: tuple[int, ...], dtype: Any) -> Program:
   )
 
 
-def _need(name: str) -> Any:
+def need(name: str) -> Any:
   """Returns a module that only some backends need."""
   # When imported, OpenVINO tells its makers so, from a forked process, unless
   # this module of it is missing. Restoring pictures is no business of theirs.
@@ -136,22 +136,28 @@ def _digest(network: Network) -> str:
   return sha256.hexdigest()[:16]
 
 
-def export_onnx(network: Network, dtype: Any) -> bytes:
-  """Returns the ONNX graph of a network for any size, from the cache or new.
+def export_onnx(
+  network: Network, dtype: Any, *, size: tuple[int, int] | None = None
+) -> bytes:
+  """Returns the ONNX graph of a network.
 
   Args:
     network: The network. The graph is in float32; a runtime may choose another.
     dtype: Of images, uint8 or float32.
+    size: Height and width of one image in pixels. By default the graph is for
+      batches of any size, in multiples; it comes from the cache if it can.
   """
-  onnx_graph = _need('pynas_jax.deploy.onnx_graph')
+  onnx_graph = need('pynas_jax.deploy.onnx_graph')
 
   def convert():
     space = space_of(network.genotype)
     return onnx_graph.to_onnx(
       make_restore(network.genotype), network.params, dtype=dtype,
-      multiple=space.multiple(network.genotype),
+      multiple=space.multiple(network.genotype), size=size,
     ).SerializeToString()  # fmt: skip
 
+  if size is not None:
+    return convert()
   return _cached(network, f'{np.dtype(dtype)}.onnx', convert)
 
 
@@ -185,8 +191,7 @@ def padded_shape(network: Network, shape: tuple[int, ...]) -> tuple[int, ...]:
 def _padded(
   network: Network,
   shape: tuple[int, ...],
-  run: Callable[[np.ndarray], Any],
-  get: Callable[[Any], np.ndarray],
+  run: Callable[[np.ndarray], np.ndarray],
 ) -> Program:
   """Returns the program of a graph whose sizes are multiples."""
   _, h, w, _ = shape
@@ -197,31 +202,44 @@ def _padded(
       np.pad(batch, pads, mode='reflect') if np.any(pads) else batch
     ),
     run=run,
-    get=lambda result: get(result)[:, :h, :w],
+    get=lambda result: result[:, :h, :w],
   )
 
 
-def _onnxruntime(network: Network, shape: tuple[int, ...], dtype: Any):
-  ort, onnx_graph = _need('onnxruntime'), _need('pynas_jax.deploy.onnx_graph')
+def open_onnx(
+  model: bytes | Path, shape: tuple[int, ...] = ()
+) -> Callable[[np.ndarray], np.ndarray]:
+  """Returns the function of an ONNX graph, by ONNX Runtime.
+
+  Args:
+    model: The graph, or its file.
+    shape: What its open sizes are known to be.
+  """
+  ort, onnx_graph = need('onnxruntime'), need('pynas_jax.deploy.onnx_graph')
   options = ort.SessionOptions()
-  sizes = padded_shape(network, shape)
-  for name, size in zip(onnx_graph.DIMENSIONS, sizes, strict=False):
+  for name, size in zip(onnx_graph.DIMENSIONS, shape, strict=False):
     options.add_free_dimension_override_by_name(name, size)
   session = ort.InferenceSession(
-    export_onnx(network, dtype), options, providers=['CPUExecutionProvider']
+    model, options, providers=['CPUExecutionProvider']
   )
-  return _padded(
-    network, shape,
-    run=lambda batch: session.run(None, {onnx_graph.INPUT: batch})[0],
-    get=lambda result: result,
-  )  # fmt: skip
+  return lambda batch: session.run(None, {onnx_graph.INPUT: batch})[0]
 
 
-def _openvino(network: Network, shape: tuple[int, ...], dtype: Any):
-  core = _need('openvino').Core()
-  model = core.read_model(export_onnx(network, dtype))
-  model.reshape(list(padded_shape(network, shape)))
-  precision = {'float32': 'f32', 'bfloat16': 'bf16'}[network.dtype]
+def open_openvino(
+  model: bytes | Path, dtype: str, shape: tuple[int, ...] = ()
+) -> Callable[[np.ndarray], np.ndarray]:
+  """Returns the function of an ONNX graph or an IR, by OpenVINO.
+
+  Args:
+    model: The graph, or its file.
+    dtype: Of the arithmetic, 'float32' or 'bfloat16'.
+    shape: What its open sizes are known to be.
+  """
+  core = need('openvino').Core()
+  model = core.read_model(model)
+  if shape:
+    model.reshape(list(shape))
+  precision = {'float32': 'f32', 'bfloat16': 'bf16'}[dtype]
   compiled = core.compile_model(
     model, 'CPU',
     {'INFERENCE_PRECISION_HINT': precision, 'PERFORMANCE_HINT': 'LATENCY'},
@@ -232,17 +250,24 @@ def _openvino(network: Network, shape: tuple[int, ...], dtype: Any):
     if not hasattr(local, 'request'):
       local.request = compiled.create_infer_request()
     local.request.infer({0: batch}, share_inputs=True)
-    return local.request
+    # A copy: the request's next result takes the place of this one.
+    return local.request.get_output_tensor(0).data.copy()
 
-  # A copy: the request's next result takes the place of this one.
-  return _padded(
-    network, shape, run,
-    get=lambda request: request.get_output_tensor(0).data.copy(),
-  )  # fmt: skip
+  return run
+
+
+def _onnxruntime(network: Network, shape: tuple[int, ...], dtype: Any):
+  run = open_onnx(export_onnx(network, dtype), padded_shape(network, shape))
+  return _padded(network, shape, run)
+
+
+def _openvino(network: Network, shape: tuple[int, ...], dtype: Any):
+  model, sizes = export_onnx(network, dtype), padded_shape(network, shape)
+  return _padded(network, shape, open_openvino(model, network.dtype, sizes))
 
 
 def _openvino_has_bfloat16() -> bool:
-  core = _need('openvino').Core()
+  core = need('openvino').Core()
   return 'BF16' in core.get_property('CPU', 'OPTIMIZATION_CAPABILITIES')
 
 
@@ -256,7 +281,7 @@ def _check(backend: str, network: Network) -> None:
   if backend == 'xla':
     return
   for name in ('onnx', backend):
-    _need(name)
+    need(name)
   if network.dtype == 'bfloat16' and (
     backend == 'onnxruntime' or not _openvino_has_bfloat16()
   ):

@@ -50,6 +50,7 @@ class Restorer:
       multiple of it, so that a folder of many sizes compiles few programs; the
       result differs near these two borders. Only for networks that are
       `is_convolutional`; 0 is off.
+    programs: By shape and type, the ones used last; the newest is last.
     card: What the release folder says of it, if it came from one.
   """
 
@@ -69,15 +70,15 @@ class Restorer:
     self.dtype = dtype
     self._network = Network(genotype, self.params, dtype)
     self.backend = backends.choose(backend, self._network)
-    if bucket and not self.is_convolutional:
+    if bucket < 0 or (bucket and not self.is_convolutional):
       raise LoadError(
-        f'bucket is {bucket}; expected 0, as this network looks at the frame '
-        'as a whole: padding would change all of the picture.'
-      )
+        f'bucket is {bucket}; expected 0'
+        + (' or more.' if self.is_convolutional else ', as this network looks '
+           'at the frame as a whole: padding would change all of the picture.')
+      )  # fmt: skip
     self.bucket = bucket
     self._lock = threading.Lock()
-    # The last ones used, newest last.
-    self._programs: collections.OrderedDict[Any, futures.Future[Program]] = (
+    self.programs: collections.OrderedDict[Any, futures.Future[Program]] = (
       collections.OrderedDict()
     )
 
@@ -142,12 +143,12 @@ class Restorer:
     """Returns the program for one image shape, compiled at most once."""
     signature = (tuple(shape), np.dtype(dtype))
     with self._lock:
-      program = self._programs.pop(signature, None)
+      program = self.programs.pop(signature, None)
       is_new = program is None
       program = program or futures.Future()
-      self._programs[signature] = program
-      if len(self._programs) > MAX_PROGRAMS:
-        self._programs.popitem(last=False)
+      self.programs[signature] = program
+      if len(self.programs) > MAX_PROGRAMS:
+        self.programs.popitem(last=False)
     if is_new:  # Other threads that want it wait; those of other shapes do not.
       try:
         program.set_result(
@@ -155,7 +156,7 @@ class Restorer:
         )
       except BaseException as error:
         with self._lock:
-          self._programs.pop(signature, None)
+          self.programs.pop(signature, None)
         program.set_exception(error)
     return program.result()
 
