@@ -161,24 +161,25 @@ def export_onnx(
   return _cached(network, f'{np.dtype(dtype)}.onnx', convert)
 
 
-def _cached(
-  network: Network, name: str, make: Callable[[], bytes]
-) -> bytes:
+def _cached(network: Network, name: str, make: Callable[[], bytes]) -> bytes:
   """Returns what `make` makes of a network, from the cache or new."""
   folder = caching.folder()
   if folder is None:
     return make()
   path = folder / 'onnx' / f'{_digest(network)}-{name}'
-  if not path.exists():
-    content = make()
+  if path.exists():
+    return path.read_bytes()
+  content = make()
+  # Others may be writing the same.
+  me = f'{os.getpid()}-{threading.get_ident()}'
+  partial = path.with_name(f'{path.name}.{me}.tmp')
+  try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Others may be writing the same.
-    partial = path.with_name(
-      f'{path.name}.{os.getpid()}-{threading.get_ident()}.tmp'
-    )
     partial.write_bytes(content)
     partial.replace(path)
-  return path.read_bytes()
+  except OSError as error:  # It serves without.
+    logging.info('%s cannot be kept: %s', path, error)
+  return content
 
 
 def padded_shape(network: Network, shape: tuple[int, ...]) -> tuple[int, ...]:

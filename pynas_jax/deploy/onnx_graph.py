@@ -284,16 +284,13 @@ class _Graph:
 
   def _dim_as_value(self, eqn):
     """A number of pixels, for a mean: some part of those of the image."""
-    ratios = {
-      eqn.params['dim']._evaluate(sizes) / self._pixels._evaluate(sizes)
-      for sizes in ({'h': 1, 'w': 1}, {'h': 3, 'w': 5})
-    }
-    if len(ratios) > 1:
+    share = self._pixels // eqn.params['dim']
+    if not isinstance(share, int):
       raise ConversionError(f'The size {eqn.params["dim"]} is not of pixels.')
     size = self.add('Shape', INPUT, start=1, end=3)
     count = self.add('Cast', self.add('ReduceProd', size, keepdims=0),
                      to=onnx.TensorProto.FLOAT)  # fmt: skip
-    return self.add('Mul', count, self.constant(ratios.pop(), np.float32))
+    return self.add('Div', count, self.constant(share, np.float32))
 
   def _square(self, eqn, x):
     return self.add('Mul', x, x)
