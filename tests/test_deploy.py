@@ -115,6 +115,7 @@ def test_the_best_checkpoint_is_loaded(params, tmp_path):
 def test_what_cannot_be_loaded_is_named(tmp_path, params):
   with pytest.raises(restorer.LoadError, match='nowhere is no folder'):
     restorer.load(tmp_path / 'nowhere')
+  (tmp_path / 'config.json').write_text('{}')  # The settings of a run.
   with pytest.raises(restorer.LoadError, match='no finished checkpoint'):
     restorer.load(tmp_path)
   other = genotype_lib.dmphn((1,))

@@ -91,9 +91,9 @@ def shipped() -> list[str]:
 
 def is_release(path: Path) -> bool:
   """Returns whether a folder is meant to be a release, whole or not."""
-  # The folders of runs have a config.json too, of settings.
-  return (path / TENSORS).exists() or (
-    (path / CONFIG).exists() and not (path / 'checkpoints').exists()
+  # The folders of runs have a config.json too, of settings, but no card.
+  return (path / TENSORS).exists() or all(
+    (path / name).exists() for name in (CONFIG, README)
   )
 
 
