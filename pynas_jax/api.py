@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 import csv
 import dataclasses
-import importlib.metadata
 import json
 from pathlib import Path
 import time
@@ -35,8 +34,11 @@ from pynas_jax import plot
 from pynas_jax import train as train_lib
 from pynas_jax.data import check
 from pynas_jax.data import sources
+from pynas_jax.deploy import backends
 from pynas_jax.deploy import benchmark as benchmark_lib
 from pynas_jax.deploy import restorer as restorer_lib
+from pynas_jax.deploy.backends import Network
+from pynas_jax.deploy.release import versions
 from pynas_jax.deploy.restorer import Restorer
 from pynas_jax.deploy.restorer import load
 from pynas_jax.genotype import Genotype
@@ -56,7 +58,6 @@ __all__ = ['derive', 'derive_and_train', 'load', 'search', 'train']
 FREE_SETTINGS = ('mode', 'checkpoint', 'benchmark.')
 REPORT = 'report.json'
 STRIPS = 'strips'
-LIBRARIES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,18 +172,6 @@ def commit() -> str | None:
     return next(line.split()[0] for line in packed if line.endswith(' ' + ref))
   except (OSError, StopIteration):
     return None
-
-
-def versions() -> dict[str, str]:
-  """Returns the versions of this package and of what figures depend on."""
-  names = ('pynas-jax', *LIBRARIES)
-  found = {}
-  for name in names:
-    try:
-      found[name] = importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-      found[name] = 'not installed'
-  return found
 
 
 def search(
@@ -398,15 +387,31 @@ def untrained(genotype: Genotype) -> Restorer:
 
 
 def time_restorer(
-  restorer: Restorer, config: ml_collections.ConfigDict
+  restorer: Restorer,
+  config: ml_collections.ConfigDict,
+  *,
+  backend: str = 'xla',
 ) -> dict[str, Any]:
   """Times a network with the settings `benchmark`."""
   b = config.benchmark
-  restorer = Restorer(restorer.genotype, restorer.params, dtype=b.dtype)
-  logbook_lib.say(f'timing at {b.width}x{b.height}')
+  restorer = Restorer(
+    restorer.genotype, restorer.params, dtype=b.dtype, backend=backend
+  )
+  logbook_lib.say(f'timing {backend} at {b.width}x{b.height}')
   return benchmark_lib.time_restorer(
     restorer, height=b.height, width=b.width, runs=b.runs
   )
+
+
+def compare_backends(
+  restorer: Restorer, config: ml_collections.ConfigDict
+) -> list[dict[str, Any]]:
+  """Times a network by each runtime of `benchmark.backends`, fastest first."""
+  b = config.benchmark
+  network = Network(restorer.genotype, restorer.params, b.dtype)
+  names = tuple(b.backends) or backends.available(network)
+  timings = [time_restorer(restorer, config, backend=name) for name in names]
+  return sorted(timings, key=lambda timing: timing['p50'])
 
 
 def make_report(

@@ -67,8 +67,9 @@ def base() -> ml_collections.ConfigDict:
   # reference ('dmphn', 'dmphn-1-2-4', 'nafnet-32'), or '' for the one in the
   # workdir.
   c.genotype = ''
-  # Trained network to evaluate or time: a workdir or a checkpoint; '' is the
-  # workdir of this run.
+  # Trained network to evaluate or time: a workdir, a checkpoint, a release
+  # folder or the name of a network of this package; '' is the workdir of this
+  # run.
   c.checkpoint = ''
 
   c.model = m = ml_collections.ConfigDict()
@@ -168,6 +169,7 @@ def base() -> ml_collections.ConfigDict:
   b.height, b.width = 720, 1280  # Pixels.
   b.runs = 20  # Timed runs after warm-up.
   b.dtype = 'float32'
+  b.backends = ()  # Runtimes to compare, such as ('xla',); () is all here.
   return c
 
 

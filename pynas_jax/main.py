@@ -15,6 +15,7 @@ from absl import flags
 import ml_collections
 
 from pynas_jax import api
+from pynas_jax import caching
 from pynas_jax import command
 from pynas_jax import config as config_lib
 from pynas_jax import logbook
@@ -75,17 +76,19 @@ def _benchmark(config: ml_collections.ConfigDict, workdir: Path) -> None:
     restorer = api.untrained(restorer_lib.read_genotype(config.genotype))
   else:
     restorer = api.load(config.checkpoint or workdir)
-  timing = api.time_restorer(restorer, config)
+  timings = api.compare_backends(restorer, config)
   workdir.mkdir(parents=True, exist_ok=True)
   report = {
     'genotype': restorer.genotype.to_dict(),
     **api.describe_size(restorer.genotype),
-    'latency_720p_ms': timing,
+    'timings': timings,
     'versions': api.versions(),
     'commit': api.commit(),
   }
   api.write_json(workdir / 'benchmark.json', report)
-  _show(f'Timing in {workdir}', report)
+  for timing in timings:
+    title = f'{timing.pop("backend")}, in {workdir}'
+    logbook.table(title, list(timing.items()))
 
 
 def _pipeline(config: ml_collections.ConfigDict, workdir: Path) -> None:
@@ -111,6 +114,7 @@ def main(config: ml_collections.ConfigDict) -> None:
 
 def run() -> None:
   """Entry point of `pynas-jax`."""
+  caching.keep_compiled_programs()
   command.run(main, failures=(train_lib.TrainingError,))
 
 

@@ -1,5 +1,11 @@
 """From checkpoint to function: types, sizes, saving, timing, errors."""
 
+from concurrent import futures
+import dataclasses
+import os
+import subprocess
+import sys
+
 import jax
 import numpy as np
 import pytest
@@ -109,6 +115,7 @@ def test_the_best_checkpoint_is_loaded(params, tmp_path):
 def test_what_cannot_be_loaded_is_named(tmp_path, params):
   with pytest.raises(restorer.LoadError, match='nowhere is no folder'):
     restorer.load(tmp_path / 'nowhere')
+  (tmp_path / 'config.json').write_text('{}')  # The settings of a run.
   with pytest.raises(restorer.LoadError, match='no finished checkpoint'):
     restorer.load(tmp_path)
   other = genotype_lib.dmphn((1,))
@@ -131,6 +138,77 @@ def test_genotypes_are_read_by_name_file_or_folder(tmp_path):
   path.write_text(NETWORK.to_json().replace('conv_3x3', 'conv_9x9'))
   with pytest.raises(restorer.LoadError, match='conv_9x9'):
     restorer.read_genotype(path)
+
+
+def one_scale():
+  network = dataclasses.replace(NETWORK, scales=NETWORK.scales[:1])
+  module = spaces.space_of(network).network(network)
+  return network, base.init_params(jax.random.key(0), module)
+
+
+def test_a_bucket_changes_only_what_is_near_its_borders():
+  exact = restorer.Restorer(*one_scale())
+  bucketed = restorer.Restorer(*one_scale(), bucket=32)
+  assert exact.is_convolutional
+  image = picture(45, 70, 3)
+  wanted, found = exact(image), bucketed(image)
+  assert found.shape == image.shape
+  np.testing.assert_array_equal(found[:-24, :-24], wanted[:-24, :-24])
+  assert (found != wanted).any()
+  # Other sizes of the bucket need no other program.
+  assert bucketed(picture(33, 90, 3)).shape == (33, 90, 3)
+  assert bucketed.compile((1, 64, 96, 3)) is bucketed.compile((1, 64, 96, 3))
+  assert len(bucketed.programs) == 1
+
+
+def test_a_bucket_is_refused_where_it_would_change_the_whole_picture(params):
+  assert not restorer.Restorer(NETWORK, params).is_convolutional
+  with pytest.raises(restorer.LoadError, match='bucket is 32; expected 0'):
+    restorer.Restorer(NETWORK, params, bucket=32)
+  with pytest.raises(restorer.LoadError, match='bucket is -1; expected'):
+    restorer.Restorer(*one_scale(), bucket=-1)
+
+
+def test_the_programs_last_used_are_kept(monkeypatch):
+  monkeypatch.setattr(restorer, 'MAX_PROGRAMS', 2)
+  restore = restorer.Restorer(*one_scale())
+  first = restore.compile((1, 8, 8, 3))
+  restore.compile((1, 8, 10, 3))
+  assert restore.compile((1, 8, 8, 3)) is first
+  restore.compile((1, 8, 12, 3))
+  widths = [shape[2] for shape, _ in restore.programs]
+  assert widths == [8, 12]
+
+
+def test_threads_compile_a_shape_once():
+  restore = restorer.Restorer(*one_scale())
+  with futures.ThreadPoolExecutor(8) as pool:
+    programs = list(pool.map(restore.compile, [(1, 12, 12, 3)] * 8))
+  assert len(set(map(id, programs))) == 1
+
+
+def test_compiled_programs_and_their_folder(tmp_path):
+  """In a process of its own, as the setting is the process's."""
+  code = """if True:
+    import jax, sys
+    from pynas_jax import caching
+    caching.keep_compiled_programs()
+    print(jax.config.jax_compilation_cache_dir)
+  """
+
+  def folder(**variables):
+    environment = {k: v for k, v in os.environ.items() if 'CACHE' not in k}
+    return subprocess.run(
+      [sys.executable, '-c', code], check=True, text=True, capture_output=True,
+      env=environment | variables,
+    ).stdout.strip()  # fmt: skip
+
+  root = str(tmp_path)
+  assert folder(XDG_CACHE_HOME=root).startswith(f'{root}/pynas_jax/xla/')
+  assert folder(PYNAS_JAX_CACHE=root).startswith(f'{root}/xla/')
+  assert folder(PYNAS_JAX_CACHE='off') == 'None'
+  named = {'PYNAS_JAX_CACHE': root, 'JAX_COMPILATION_CACHE_DIR': '/elsewhere'}
+  assert folder(**named) == '/elsewhere'
 
 
 def test_timing_waits_for_the_result_and_names_the_device(restore):

@@ -29,7 +29,8 @@ ORDER = (
   'checkpoint', 'parallel', 'drawing', 'plot', 'train',
   'latency', 'search', 'search.stopping', 'search.cost', 'search.refine',
   'search.bilevel', 'search.schemes', 'search.pareto', 'search.hierarchical',
-  'deploy', 'deploy.restorer', 'deploy.benchmark',
+  'caching', 'deploy', 'deploy.onnx_graph', 'deploy.backends',
+  'deploy.release', 'deploy.restorer', 'deploy.benchmark', 'deploy.export',
   'registration', 'evaluate', 'api', 'main', 'report',
 )  # fmt: skip
 # The package itself loads `api`, when first asked for a function of it.

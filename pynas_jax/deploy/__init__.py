@@ -1,1 +1,1 @@
-"""From a checkpoint to one jitted function, and its timing."""
+"""From a trained network to a function, a release, and other formats."""

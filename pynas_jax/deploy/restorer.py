@@ -1,4 +1,4 @@
-"""Checkpoint -> one jitted inference function.
+"""From a trained network, wherever it is, to one compiled function.
 
 Images go in and come out as [H, W, 3] or [B, H, W, 3], of any size, uint8 or
 float in [0, 1]; the output is clipped and has the input's type and size.
@@ -6,80 +6,159 @@ float in [0, 1]; the output is clipped and has the input's type and size.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import collections
+from concurrent import futures
 import json
 from pathlib import Path
+import threading
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from pynas_jax import caching
 from pynas_jax import genotype as genotype_lib
 from pynas_jax.checkpoint import Checkpoints
+from pynas_jax.deploy import backends
+from pynas_jax.deploy import release
+from pynas_jax.deploy.backends import Network
+from pynas_jax.deploy.backends import Program
+from pynas_jax.deploy.release import Card
+from pynas_jax.deploy.release import LoadError
 from pynas_jax.genotype import Genotype
+from pynas_jax.genotype import PyramidGenotype
 from pynas_jax.spaces import base
 from pynas_jax.spaces import dmphn
 from pynas_jax.spaces import space_of
 
 CHECKPOINTS = 'checkpoints'
 GENOTYPE = 'genotype.json'
-
-
-class LoadError(ValueError):
-  """A network that cannot be loaded; the message names the file."""
-
-
-def make_restore(
-  genotype: Genotype, *, dtype: str = 'float32'
-) -> Callable[[Any, jax.Array], jax.Array]:
-  """Returns the pure function `(params, image) -> image`.
-
-  It maps uint8 or float32 [B, H, W, 3] to the same type, clipped; uint8 is
-  rounded to nearest.
-  """
-  network = space_of(genotype).network(genotype, dtype=jnp.dtype(dtype))
-
-  def restore(params: Any, image: jax.Array) -> jax.Array:
-    is_uint8 = image.dtype == jnp.uint8
-    x = image.astype(jnp.float32) / 255 if is_uint8 else image
-    y = jnp.clip(network.apply({'params': params}, x), 0, 1)
-    return jnp.round(y * 255).astype(jnp.uint8) if is_uint8 else y
-
-  return restore
+MAX_PROGRAMS = 16  # Shapes that a Restorer remembers.
 
 
 class Restorer:
   """A trained network, compiled ahead of time for each image size it meets.
 
+  Threads may share one. For an iterable of images, use `map(restorer, images)`.
+
   Attributes:
     genotype: The architecture.
     params: Its float32 parameters, on the device.
     dtype: Of the arithmetic, 'float32' or 'bfloat16'.
+    backend: The runtime, a key of `backends.BACKENDS`.
+    bucket: In pixels. Images are reflected at the bottom and right up to a
+      multiple of it, so that a folder of many sizes compiles few programs; the
+      result differs near these two borders. Only for networks that are
+      `is_convolutional`; 0 is off.
+    programs: By shape and type, the ones used last; the newest is last.
+    card: What the release folder says of it, if it came from one.
   """
 
+  card: Card | None = None
+
   def __init__(
-    self, genotype: Genotype, params: Any, *, dtype: str = 'float32'
+    self,
+    genotype: Genotype,
+    params: Any,
+    *,
+    dtype: str = 'float32',
+    backend: str = 'xla',
+    bucket: int = 0,
   ):
     self.genotype = genotype
     self.params = jax.device_put(params)
     self.dtype = dtype
-    # The frame is donated: its memory becomes the output's.
-    self._restore = jax.jit(
-      make_restore(genotype, dtype=dtype), donate_argnums=(1,)
+    self._network = Network(genotype, self.params, dtype)
+    self.backend = backends.choose(backend, self._network)
+    if bucket < 0 or (bucket and not self.is_convolutional):
+      raise LoadError(
+        f'bucket is {bucket}; expected 0'
+        + (' or more.' if self.is_convolutional else ', as this network looks '
+           'at the frame as a whole: padding would change all of the picture.')
+      )  # fmt: skip
+    self.bucket = bucket
+    self._lock = threading.Lock()
+    self.programs: collections.OrderedDict[Any, futures.Future[Program]] = (
+      collections.OrderedDict()
     )
-    self._compiled: dict[Any, Callable[..., jax.Array]] = {}
+
+  @classmethod
+  def from_pretrained(
+    cls,
+    source: str | Path,
+    *,
+    dtype: str = 'float32',
+    backend: str = 'xla',
+    bucket: int = 0,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+  ) -> Restorer:
+    """Loads a trained network from wherever it is.
+
+    Args:
+      source: What `load` reads, or a repository of the Hugging Face hub,
+        'owner/name'.
+      dtype: Of the arithmetic, 'float32' or 'bfloat16'.
+      backend: 'xla', 'onnxruntime', 'openvino' or 'auto'.
+      bucket: See the class.
+      revision: Branch, tag or commit of the repository.
+      cache_dir: Takes what is downloaded; the hub's own folder by default.
+      local_files_only: Whether to look for it in `cache_dir` only.
+
+    Raises:
+      LoadError: If there is no network, or not a whole one.
+    """
+    path = release.find(source) or release.download(
+      str(source), revision=revision, cache_dir=cache_dir,
+      local_files_only=local_files_only,
+    )  # fmt: skip
+    return load(path, dtype=dtype, backend=backend, bucket=bucket)
+
+  def save_pretrained(
+    self,
+    directory: str | Path,
+    *,
+    card: Card | None = None,
+    samples: tuple[np.ndarray, np.ndarray] | None = None,
+  ) -> Path:
+    """Writes a release folder: see `release.write`."""
+    return release.write(
+      directory, self.genotype, self.params, card=card or self.card,
+      samples=samples,
+    )  # fmt: skip
+
+  @property
+  def is_convolutional(self) -> bool:
+    """Whether an output pixel depends on the pixels near to it alone.
+
+    Only then a tile with margins is restored as in the whole image.
+    """
+    g = self.genotype
+    return isinstance(g, PyramidGenotype) and g.scheme == (1,)
 
   def compile(
     self, shape: tuple[int, int, int, int], dtype: Any = np.uint8
-  ) -> Callable[[Any, jax.Array], jax.Array]:
-    """Returns the compiled `(params, image) -> image` for one image shape."""
+  ) -> Program:
+    """Returns the program for one image shape, compiled at most once."""
     signature = (tuple(shape), np.dtype(dtype))
-    if signature not in self._compiled:
-      image = jax.ShapeDtypeStruct(*signature)
-      lowered = self._restore.lower(self.params, image)
-      self._compiled[signature] = lowered.compile()
-    return self._compiled[signature]
+    with self._lock:
+      program = self.programs.pop(signature, None)
+      is_new = program is None
+      program = program or futures.Future()
+      self.programs[signature] = program
+      if len(self.programs) > MAX_PROGRAMS:
+        self.programs.popitem(last=False)
+    if is_new:  # Other threads that want it wait; those of other shapes do not.
+      try:
+        program.set_result(
+          backends.compile_network(self.backend, self._network, *signature)
+        )
+      except BaseException as error:
+        with self._lock:
+          self.programs.pop(signature, None)
+        program.set_exception(error)
+    return program.result()
 
   def __call__(self, image: np.ndarray | jax.Array) -> np.ndarray:
     """Restores an image or a batch of images of one size.
@@ -105,9 +184,11 @@ class Restorer:
     if image.dtype != np.uint8:
       image = image.astype(np.float32)
     batch = image if image.ndim == 4 else image[None]
-    compiled = self.compile(batch.shape, batch.dtype)
-    # A copy: the donated buffer must not be the caller's own memory.
-    restored = np.asarray(compiled(self.params, jnp.array(batch, copy=True)))
+    h, w = batch.shape[1:3]
+    if self.bucket:
+      pads = [(0, 0), (0, -h % self.bucket), (0, -w % self.bucket), (0, 0)]
+      batch = np.pad(batch, pads, mode='reflect')
+    restored = self.compile(batch.shape, batch.dtype)(batch)[:, :h, :w]
     return restored if image.ndim == 4 else restored[0]
 
   def save(self, directory: str | Path) -> Path:
@@ -135,13 +216,14 @@ class Restorer:
     return directory
 
 
-def load(path: str | Path, *, dtype: str = 'float32') -> Restorer:
+def load(path: str | Path, **options: Any) -> Restorer:
   """Loads a trained network.
 
   Args:
     path: A workdir, a folder of checkpoints, one checkpoint in it, a folder
-      written by `save`, or a folder of the published DMPHN weights.
-    dtype: Of the arithmetic, 'float32' or 'bfloat16'.
+      written by `save` or `save_pretrained`, the name of a network of this
+      package (`release.shipped`), or a folder of the published DMPHN weights.
+    **options: Of `Restorer`: `dtype`, `backend`, `bucket`.
 
   Returns:
     The network of the best validation score, or of the named checkpoint.
@@ -149,11 +231,18 @@ def load(path: str | Path, *, dtype: str = 'float32') -> Restorer:
   Raises:
     LoadError: If there is no network, or not a whole one.
   """
-  path = Path(path)
-  if not path.is_dir():
-    raise LoadError(f'{path} is no folder; expected a workdir or checkpoint.')
+  caching.keep_compiled_programs()
+  found = release.find(path)
+  if found is None:
+    raise release.no_network(path)
+  path = found
+  if release.is_release(path):
+    genotype, params, card = release.read(path)
+    restorer = Restorer(genotype, params, **options)
+    restorer.card = card
+    return restorer
   if dmphn.is_published(path):
-    return Restorer(*dmphn.load(path), dtype=dtype)
+    return Restorer(*dmphn.load(path), **options)
   step = None
   if (path / CHECKPOINTS).is_dir():
     path = path / CHECKPOINTS
@@ -172,7 +261,7 @@ def load(path: str | Path, *, dtype: str = 'float32') -> Restorer:
       lambda: base.init_params(jax.random.key(0), network)
     )
     arrays, _ = checkpoints.restore(step, {'params': abstract})
-  return Restorer(genotype, arrays['params'], dtype=dtype)
+  return Restorer(genotype, arrays['params'], **options)
 
 
 def read_genotype(path: str | Path) -> Genotype:

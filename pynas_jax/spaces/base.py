@@ -55,6 +55,9 @@ class Space(Protocol):
     Options are `zero_init_last` and `dtype`, as for `supernet`.
     """
 
+  def multiple(self, genotype: Genotype) -> tuple[int, int]:
+    """Returns what height and width are padded to multiples of, in pixels."""
+
   def count(
     self, genotype: Genotype, *, height: int, width: int
   ) -> tuple[int, int]:

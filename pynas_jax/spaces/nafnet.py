@@ -115,6 +115,10 @@ class Nafnet:
     return NafnetModule(genotype, **options)
 
   @staticmethod
+  def multiple(genotype: NafnetGenotype) -> tuple[int, int]:
+    return (2 ** len(genotype.encoder),) * 2
+
+  @staticmethod
   def count(
     genotype: NafnetGenotype, *, height: int, width: int
   ) -> tuple[int, int]:

@@ -274,15 +274,20 @@ class PyNAS:
     )  # fmt: skip
 
   @staticmethod
+  def multiple(genotype: PyramidGenotype) -> tuple[int, int]:
+    rows, cols = genotype_lib.grids(genotype.scheme)[-1]
+    factor = genotype.unshuffle * 2 ** (len(genotype.widths) - 1)
+    return factor * rows, factor * cols
+
+  @classmethod
   def layers(
-    genotype: PyramidGenotype, *, height: int, width: int
+    cls, genotype: PyramidGenotype, *, height: int, width: int
   ) -> list[list[Layer]]:
     u, widths = genotype.unshuffle, genotype.widths
     grids = genotype_lib.grids(genotype.scheme)
-    rows, cols = grids[-1]
-    factor = u * 2 ** (len(widths) - 1)
-    height = (height + -height % (factor * rows)) // u
-    width = (width + -width % (factor * cols)) // u
+    rows, cols = cls.multiple(genotype)
+    height = (height + -height % rows) // u
+    width = (width + -width % cols) // u
     shrink = 2 ** (len(widths) - 1)
     groups = []
     for level, scale in enumerate(genotype.scales):

@@ -1,0 +1,54 @@
+"""The user's cache folder: compiled programs and exported networks.
+
+`PYNAS_JAX_CACHE` names the folder; 'off' keeps nothing. Without it the folder
+is `pynas_jax` in `XDG_CACHE_HOME`, which is ~/.cache by default.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+import platform
+
+import jax
+
+VARIABLE = 'PYNAS_JAX_CACHE'
+OFF = 'off'
+MIN_COMPILE_SECONDS = 0.2  # Shorter ones are not worth a file.
+
+
+def folder() -> Path | None:
+  """Returns the cache folder, which may not exist yet, or None if it is off."""
+  named = os.environ.get(VARIABLE)
+  if named:
+    return None if named == OFF else Path(named).absolute()
+  home = os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'
+  return Path(home).absolute() / 'pynas_jax'
+
+
+def _machine() -> str:
+  """Returns a few digits that stand for the kind of processor."""
+  try:
+    lines = Path('/proc/cpuinfo').read_text().splitlines()
+    kind = next(s for s in lines if s.startswith(('flags', 'Features')))
+  except (OSError, StopIteration):
+    kind = platform.processor()
+  return hashlib.sha256(kind.encode()).hexdigest()[:8]
+
+
+def keep_compiled_programs() -> None:
+  """Lets XLA find its programs again in the next process.
+
+  Does nothing where a folder for them is set already, by
+  `JAX_COMPILATION_CACHE_DIR` or otherwise.
+  """
+  path = folder()
+  if path is None or jax.config.jax_compilation_cache_dir:
+    return
+  # Programs of one kind of processor may crash another: a home can be shared.
+  path = path / 'xla' / f'{platform.machine()}-{_machine()}'
+  jax.config.update('jax_compilation_cache_dir', str(path))
+  jax.config.update(
+    'jax_persistent_cache_min_compile_time_secs', MIN_COMPILE_SECONDS
+  )

@@ -1,0 +1,380 @@
+"""A network compiled for one image shape, by any of the runtimes at hand.
+
+Batches are uint8 or float32 [B, H, W, 3], floats in [0, 1]; the output has the
+shape and the type of the input and is clipped.
+
+OpenVINO and ONNX Runtime read an ONNX graph that serves every size. It is kept
+in the user's cache folder, with a note of each runtime that restored a
+photograph by it as XLA does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import dataclasses
+import hashlib
+import importlib
+import importlib.metadata
+import os
+from pathlib import Path
+import sys
+import threading
+from typing import Any
+
+from absl import logging
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from pynas_jax import caching
+from pynas_jax.genotype import Genotype
+from pynas_jax.genotype import nearest
+from pynas_jax.spaces import space_of
+
+AUTO = 'auto'
+DTYPES = ('float32', 'bfloat16')
+MAX_DIFFERENCE = 1e-3  # From XLA in float32, of values in [0, 1].
+PHOTO = Path(__file__).parents[1] / 'data' / 'photos' / 'city.png'
+PHOTO_SIZE = (96, 128)
+
+
+class BackendError(ValueError):
+  """A runtime that is unknown, missing or wrong."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+  """What a runtime compiles.
+
+  Attributes:
+    genotype: The architecture.
+    params: Its float32 parameters.
+    dtype: Of the arithmetic, 'float32' or 'bfloat16'.
+  """
+
+  genotype: Genotype
+  params: Any
+  dtype: str = 'float32'
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """A network compiled for one shape; the three steps can be timed apart.
+
+  Attributes:
+    put: Host array -> what `run` takes; the host array is left alone.
+    run: Restores, and waits for the result; may use its argument up.
+    get: Result of `run` -> host array.
+  """
+
+  put: Callable[[np.ndarray], Any]
+  run: Callable[[Any], Any]
+  get: Callable[[Any], np.ndarray]
+
+  def __call__(self, batch: np.ndarray) -> np.ndarray:
+    """Restores a batch of the shape and type compiled for."""
+    return self.get(self.run(self.put(batch)))
+
+
+def make_restore(
+  genotype: Genotype, *, dtype: str = 'float32'
+) -> Callable[[Any, jax.Array], jax.Array]:
+  """Returns the pure function `(params, image) -> image`.
+
+  It maps uint8 or float32 [B, H, W, 3] to the same type, clipped; uint8 is
+  rounded to nearest.
+  """
+  network = space_of(genotype).network(genotype, dtype=jnp.dtype(dtype))
+
+  def restore(params: Any, image: jax.Array) -> jax.Array:
+    is_uint8 = image.dtype == jnp.uint8
+    x = image.astype(jnp.float32) / 255 if is_uint8 else image
+    y = jnp.clip(network.apply({'params': params}, x), 0, 1)
+    return jnp.round(y * 255).astype(jnp.uint8) if is_uint8 else y
+
+  return restore
+
+
+def _xla(network: Network, shape: tuple[int, ...], dtype: Any) -> Program:
+  # The frame is donated: its memory becomes the output's.
+  restore = jax.jit(
+    make_restore(network.genotype, dtype=network.dtype), donate_argnums=(1,)
+  )
+  image = jax.ShapeDtypeStruct(shape, dtype)
+  compiled = restore.lower(network.params, image).compile()
+  return Program(
+    # A copy: the donated buffer must not be the caller's own memory.
+    put=lambda batch: jax.block_until_ready(jnp.array(batch, copy=True)),
+    run=lambda batch: jax.block_until_ready(compiled(network.params, batch)),
+    get=np.asarray,
+  )
+
+
+def need(name: str) -> Any:
+  """Returns a module that only some backends need."""
+  # When imported, OpenVINO tells its makers so, from a forked process, unless
+  # this module of it is missing. Restoring pictures is no business of theirs.
+  sys.modules.setdefault('openvino_telemetry', None)
+  try:
+    return importlib.import_module(name)
+  except ImportError as error:
+    raise BackendError(
+      f"{error}. It comes with pip install 'pynas-jax[export]'; backend 'xla' "
+      'does without.'
+    ) from None
+
+
+def _digest(network: Network) -> str:
+  """Returns what exported graphs depend on, in 16 hex digits."""
+  sha256 = hashlib.sha256(network.genotype.to_json().encode())
+  libraries = ('pynas-jax', 'jax', 'onnx')
+  versions = [importlib.metadata.version(name) for name in libraries]
+  sha256.update(f'{versions}'.encode())
+  for leaf in jax.tree.leaves(network.params):
+    sha256.update(np.asarray(leaf).tobytes())
+  return sha256.hexdigest()[:16]
+
+
+def export_onnx(
+  network: Network, dtype: Any, *, size: tuple[int, int] | None = None
+) -> bytes:
+  """Returns the ONNX graph of a network.
+
+  Args:
+    network: The network. The graph is in float32; a runtime may choose another.
+    dtype: Of images, uint8 or float32.
+    size: Height and width of one image in pixels. By default the graph is for
+      batches of any size, in multiples; it comes from the cache if it can.
+  """
+  onnx_graph = need('pynas_jax.deploy.onnx_graph')
+
+  def convert():
+    space = space_of(network.genotype)
+    return onnx_graph.to_onnx(
+      make_restore(network.genotype), network.params, dtype=dtype,
+      multiple=space.multiple(network.genotype), size=size,
+    ).SerializeToString()  # fmt: skip
+
+  if size is not None:
+    return convert()
+  return _cached(network, f'{np.dtype(dtype)}.onnx', convert)
+
+
+def _cached(network: Network, name: str, make: Callable[[], bytes]) -> bytes:
+  """Returns what `make` makes of a network, from the cache or new."""
+  folder = caching.folder()
+  if folder is None:
+    return make()
+  path = folder / 'onnx' / f'{_digest(network)}-{name}'
+  if path.exists():
+    return path.read_bytes()
+  content = make()
+  # Others may be writing the same.
+  me = f'{os.getpid()}-{threading.get_ident()}'
+  partial = path.with_name(f'{path.name}.{me}.tmp')
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial.write_bytes(content)
+    partial.replace(path)
+  except OSError as error:  # It serves without.
+    logging.info('%s cannot be kept: %s', path, error)
+  return content
+
+
+def padded_shape(network: Network, shape: tuple[int, ...]) -> tuple[int, ...]:
+  """Returns the shape that an exported graph takes for images of a shape."""
+  b, h, w, c = shape
+  rows, cols = space_of(network.genotype).multiple(network.genotype)
+  return b, h + -h % rows, w + -w % cols, c
+
+
+def _padded(
+  network: Network,
+  shape: tuple[int, ...],
+  run: Callable[[np.ndarray], np.ndarray],
+) -> Program:
+  """Returns the program of a graph whose sizes are multiples."""
+  _, h, w, _ = shape
+  pads = [(0, new - old) for old, new in
+          zip(shape, padded_shape(network, shape), strict=True)]  # fmt: skip
+  return Program(
+    put=lambda batch: np.ascontiguousarray(
+      np.pad(batch, pads, mode='reflect') if np.any(pads) else batch
+    ),
+    run=run,
+    get=lambda result: result[:, :h, :w],
+  )
+
+
+def open_onnx(
+  model: bytes | Path, shape: tuple[int, ...] = ()
+) -> Callable[[np.ndarray], np.ndarray]:
+  """Returns the function of an ONNX graph, by ONNX Runtime.
+
+  Args:
+    model: The graph, or its file.
+    shape: What its open sizes are known to be.
+  """
+  ort, onnx_graph = need('onnxruntime'), need('pynas_jax.deploy.onnx_graph')
+  options = ort.SessionOptions()
+  for name, size in zip(onnx_graph.DIMENSIONS, shape, strict=False):
+    options.add_free_dimension_override_by_name(name, size)
+  session = ort.InferenceSession(
+    model, options, providers=['CPUExecutionProvider']
+  )
+  return lambda batch: session.run(None, {onnx_graph.INPUT: batch})[0]
+
+
+def open_openvino(
+  model: bytes | Path, dtype: str, shape: tuple[int, ...] = ()
+) -> Callable[[np.ndarray], np.ndarray]:
+  """Returns the function of an ONNX graph or an IR, by OpenVINO.
+
+  Args:
+    model: The graph, or its file.
+    dtype: Of the arithmetic, 'float32' or 'bfloat16'.
+    shape: What its open sizes are known to be.
+  """
+  core = need('openvino').Core()
+  model = core.read_model(model)
+  if shape:
+    model.reshape(list(shape))
+  precision = {'float32': 'f32', 'bfloat16': 'bf16'}[dtype]
+  compiled = core.compile_model(
+    model, 'CPU',
+    {'INFERENCE_PRECISION_HINT': precision, 'PERFORMANCE_HINT': 'LATENCY'},
+  )  # fmt: skip
+  local = threading.local()  # A request serves one thread.
+
+  def run(batch):
+    if not hasattr(local, 'request'):
+      local.request = compiled.create_infer_request()
+    local.request.infer({0: batch}, share_inputs=True)
+    # A copy: the request's next result takes the place of this one.
+    return local.request.get_output_tensor(0).data.copy()
+
+  return run
+
+
+def _onnxruntime(network: Network, shape: tuple[int, ...], dtype: Any):
+  run = open_onnx(export_onnx(network, dtype), padded_shape(network, shape))
+  return _padded(network, shape, run)
+
+
+def _openvino(network: Network, shape: tuple[int, ...], dtype: Any):
+  model, sizes = export_onnx(network, dtype), padded_shape(network, shape)
+  return _padded(network, shape, open_openvino(model, network.dtype, sizes))
+
+
+def _openvino_has_bfloat16() -> bool:
+  core = need('openvino').Core()
+  return 'BF16' in core.get_property('CPU', 'OPTIMIZATION_CAPABILITIES')
+
+
+BACKENDS: dict[str, Callable[..., Program]] = {
+  'openvino': _openvino, 'onnxruntime': _onnxruntime, 'xla': _xla,
+}  # fmt: skip
+
+
+def _check(backend: str, network: Network) -> None:
+  """Raises BackendError unless a runtime can restore by this network."""
+  if backend == 'xla':
+    return
+  for name in ('onnx', backend):
+    need(name)
+  if network.dtype == 'bfloat16' and (
+    backend == 'onnxruntime' or not _openvino_has_bfloat16()
+  ):
+    raise BackendError(
+      f'{backend} has no bfloat16 on this processor; use float32, or backend '
+      "'xla'."
+    )
+  version = importlib.metadata.version(backend)
+  note = f'{backend}-{version}-difference.txt'
+  _cached(network, note, lambda: b'%g' % compare(backend, network))
+
+
+def compare(backend: str, network: Network) -> float:
+  """Compares a runtime with XLA on a photograph, in float32.
+
+  Returns:
+    The largest difference, of values in [0, 1].
+
+  Raises:
+    BackendError: If it is above `MAX_DIFFERENCE`.
+  """
+  network = dataclasses.replace(network, dtype='float32')
+  image = photograph(*PHOTO_SIZE)
+  ours, xla = (
+    compile_network(name, network, image.shape, image.dtype)(image)
+    for name in (backend, 'xla')
+  )
+  difference = float(np.abs(ours - xla).max())
+  if not difference <= MAX_DIFFERENCE:
+    raise BackendError(
+      f'{backend} differs from XLA by {difference:.2g} on a photograph; '
+      f"expected at most {MAX_DIFFERENCE}. Use backend 'xla'."
+    )
+  return difference
+
+
+def photograph(height: int, width: int) -> np.ndarray:
+  """Returns a photograph of a size, f32[1, H, W, 3] in [0, 1]."""
+  with Image.open(PHOTO) as image:
+    resized = image.convert('RGB').resize((width, height), Image.BICUBIC)
+  return np.asarray(resized, np.float32)[None] / 255
+
+
+def choose(backend: str, network: Network) -> str:
+  """Returns the runtime that a name stands for, once it can be used.
+
+  Args:
+    backend: Key of `BACKENDS`, or 'auto': XLA on an accelerator, else the first
+      of `BACKENDS`, which has the fastest first, that is installed, has the
+      network's type and restores as XLA does.
+    network: What is to be run.
+
+  Raises:
+    BackendError: If there is no such runtime or type, or if it is wrong.
+  """
+  for field, value, known in (
+    ('dtype', network.dtype, DTYPES), ('backend', backend, (*BACKENDS, AUTO))
+  ):  # fmt: skip
+    if value not in known:
+      raise BackendError(
+        f'{field} is {value!r}; expected one of {", ".join(known)}.'
+        + nearest(value, known)
+      )
+  if backend != AUTO:
+    _check(backend, network)
+    return backend
+  if jax.default_backend() != 'cpu':
+    return 'xla'
+  return available(network)[0]
+
+
+def available(network: Network) -> list[str]:
+  """Returns the runtimes that can restore by a network, fastest first."""
+  names = []
+  for name in BACKENDS:
+    try:
+      _check(name, network)
+      names.append(name)
+    except ValueError as error:
+      logging.info('not %s: %s', name, error)
+  return names
+
+
+def compile_network(
+  backend: str, network: Network, shape: tuple[int, ...], dtype: Any
+) -> Program:
+  """Compiles a network for one shape.
+
+  Args:
+    backend: Key of `BACKENDS`.
+    network: The network.
+    shape: Of the batch, [B, H, W, 3].
+    dtype: Of the batch, uint8 or float32.
+  """
+  return BACKENDS[backend](network, shape, np.dtype(dtype))

@@ -1,0 +1,244 @@
+"""Writes a network for other runtimes, and checks what was written.
+
+  python -m pynas_jax.deploy.export --model=runs/demo --format=onnx \
+    --size=720x1280 --out=demo.onnx
+
+Formats: `onnx`; `openvino`, an IR of two files; `stablehlo`, portable MLIR
+bytecode for CPU and CUDA; `saved`, the same as `jax.export` keeps it, which
+`load_saved` runs without the code of the network. Images are uint8 or float32
+[B, H, W, 3] as everywhere. At a fixed size one image of any size is padded
+inside. Where the size is open, height and width must be multiples of what the
+network cuts them into, which is printed: pad before, crop after.
+
+What was written is read again (except for MLIR, which is checked before it is
+written) and restores a blurred photograph: in float32 it must agree with XLA,
+in bfloat16 its PSNR must.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+import dataclasses
+import math
+from pathlib import Path
+import re
+import sys
+import tempfile
+
+import jax
+from jax import export
+import numpy as np
+
+from pynas_jax.deploy import backends
+from pynas_jax.deploy import release
+from pynas_jax.deploy import restorer as restorer_lib
+from pynas_jax.deploy.backends import BackendError
+from pynas_jax.deploy.backends import Network
+from pynas_jax.spaces import space_of
+
+Run = Callable[[np.ndarray], np.ndarray]
+PLATFORMS = ('cpu', 'cuda')
+SUFFIXES = {
+  'stablehlo': '.mlir', 'onnx': '.onnx', 'openvino': '.xml', 'saved': '.jax',
+}  # fmt: skip
+DTYPES = {'f32': 'float32', 'bf16': 'bfloat16'}
+MAX_PSNR_CHANGE_DB = 0.05  # By bfloat16.
+OPEN_SIZE = (96, 128)  # A size to check at where any may come.
+
+
+def parse_size(text: str) -> tuple[int, int] | None:
+  """Reads height and width, or None for 'dynamic'.
+
+  >>> parse_size('720x1280'), parse_size('dynamic')
+  ((720, 1280), None)
+  """
+  if text == 'dynamic':
+    return None
+  match = re.fullmatch(r'([1-9]\d{0,4})x([1-9]\d{0,4})', text)
+  if not match:
+    raise BackendError(
+      f"size is {text!r}; expected height x width such as 720x1280, or "
+      "'dynamic'."
+    )
+  return int(match[1]), int(match[2])
+
+
+def write(
+  network: Network,
+  path: str | Path,
+  *,
+  format: str,
+  size: tuple[int, int] | None = None,
+  image_dtype: str = 'uint8',
+) -> dict[str, float]:
+  """Writes a network and checks the file.
+
+  Args:
+    network: The network, with the type of its arithmetic.
+    path: File to write; gets the suffix of its format if it has another.
+    format: Key of `SUFFIXES`.
+    size: Height and width in pixels; None leaves them and the batch open.
+    image_dtype: Of images, 'uint8' or 'float32'.
+
+  Returns:
+    `max_difference` from XLA in float32, of values in [0, 1], and
+    `psnr_change_db`.
+
+  Raises:
+    BackendError: If the format has no such type, or if the file is wrong; it is
+      not left behind.
+  """
+  path = Path(path).with_suffix(SUFFIXES[format])
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with tempfile.TemporaryDirectory(dir=path.parent, prefix='.export') as folder:
+    partial = Path(folder) / path.name
+    run = WRITERS[format](network, partial, size, np.dtype(image_dtype))
+    figures = _compare(network, run, size, np.dtype(image_dtype))
+    for file in sorted(Path(folder).iterdir()):
+      file.replace(path.parent / file.name)
+  return figures
+
+
+def _compare(network, run: Run, size, dtype) -> dict[str, float]:
+  if size is None:
+    multiple = space_of(network.genotype).multiple(network.genotype)
+    size = tuple(
+      math.ceil(n / m) * m for n, m in zip(OPEN_SIZE, multiple, strict=True)
+    )
+  sharp = backends.photograph(*size)
+  blurry = sum(np.roll(sharp, shift, 2) for shift in range(5)) / 5
+  exact = dataclasses.replace(network, dtype='float32')
+  unit = 255 if dtype == np.uint8 else 1
+  image = np.round(blurry * unit).astype(dtype)
+  wanted, found = (
+    np.asarray(function(image), np.float64) / unit
+    for function in (
+      backends.compile_network('xla', exact, image.shape, dtype), run,
+    )
+  )  # fmt: skip
+  psnr = [-10 * np.log10(np.square(y - sharp).mean()) for y in (wanted, found)]
+  figures = {
+    'max_difference': float(np.abs(found - wanted).max()),
+    'psnr_change_db': float(psnr[1] - psnr[0]),
+  }
+  # uint8 may round the other way.
+  limit = backends.MAX_DIFFERENCE + (1 / 255 if dtype == np.uint8 else 0)
+  is_exact = network.dtype == 'bfloat16' or figures['max_difference'] <= limit
+  if not is_exact or not abs(figures['psnr_change_db']) <= MAX_PSNR_CHANGE_DB:
+    raise BackendError(
+      f'What was written differs from XLA by {figures["max_difference"]:.2g} '
+      f'and {figures["psnr_change_db"]:.3f} dB on a photograph; expected at '
+      f'most {limit:.2g} and {MAX_PSNR_CHANGE_DB} dB. Try another format.'
+    )
+  return figures
+
+
+def _exported(network: Network, size, dtype) -> export.Exported:
+  if size is None:
+    rows, cols = space_of(network.genotype).multiple(network.genotype)
+    shape = export.symbolic_shape(f'b, {rows}*h, {cols}*w, 3')
+  else:
+    shape = (1, *size, 3)
+  restore = backends.make_restore(network.genotype, dtype=network.dtype)
+  params = jax.device_get(network.params)
+  return export.export(
+    jax.jit(lambda image: restore(params, image)), platforms=PLATFORMS
+  )(jax.ShapeDtypeStruct(shape, dtype))
+
+
+def _stablehlo(network: Network, path: Path, size, dtype) -> Run:
+  exported = _exported(network, size, dtype)
+  path.write_bytes(exported.mlir_module_serialized)
+  return exported.call
+
+
+def _saved(network: Network, path: Path, size, dtype) -> Run:
+  try:
+    content = _exported(network, size, dtype).serialize()
+  except ImportError as error:
+    raise BackendError(f"{error}: pip install 'pynas-jax[export]'.") from None
+  path.write_bytes(content)
+  return load_saved(path)
+
+
+def load_saved(path: str | Path) -> Run:
+  """Returns the function of a file of format `saved`.
+
+  JAX reads such a file for 6 months of versions; a release folder is for ever.
+
+  Args:
+    path: The file. It holds a program: only load what you trust.
+  """
+  exported = export.deserialize(bytearray(Path(path).read_bytes()))
+  return lambda image: np.asarray(exported.call(image))
+
+
+def _onnx(network: Network, path: Path, size, dtype) -> Run:
+  if network.dtype == 'bfloat16':
+    raise BackendError(
+      'ONNX Runtime has no bfloat16 convolutions on CPUs; use f32, or format '
+      'openvino.'
+    )
+  path.write_bytes(backends.export_onnx(network, dtype, size=size))
+  return backends.open_onnx(path)
+
+
+def _openvino(network: Network, path: Path, size, dtype) -> Run:
+  openvino = backends.need('openvino')
+  content = backends.export_onnx(network, dtype, size=size)
+  model = openvino.Core().read_model(content)
+  openvino.save_model(model, path, compress_to_fp16=False)
+  # The type is chosen when an IR is compiled, by this hint.
+  return backends.open_openvino(path, network.dtype)
+
+
+WRITERS = {
+  'stablehlo': _stablehlo, 'onnx': _onnx, 'openvino': _openvino,
+  'saved': _saved,
+}  # fmt: skip
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Returns the exit status: 2 for bad input, 1 for a disk that fails."""
+  parser = argparse.ArgumentParser(
+    prog='python -m pynas_jax.deploy.export', allow_abbrev=False,
+    description='Writes a network for other runtimes, and checks the file.',
+  )  # fmt: skip
+  add = parser.add_argument
+  add('--model', required=True, help='workdir, checkpoint, release folder, or '
+      f'name: {", ".join(release.shipped()) or "none yet"}')  # fmt: skip
+  add('--out', required=True, help='file to write')
+  add('--format', required=True, choices=SUFFIXES)
+  add('--dtype', default='f32', choices=DTYPES, help='of the arithmetic')
+  add('--size', default='dynamic', help='720x1280, or dynamic, the default')
+  add('--image', default='uint8', choices=('uint8', 'float32'),
+      help='type of images; float32 for more than 8 bits')  # fmt: skip
+  args = parser.parse_args(argv)
+  try:
+    size = parse_size(args.size)
+    restorer = restorer_lib.load(args.model)
+    network = Network(restorer.genotype, restorer.params, DTYPES[args.dtype])
+    figures = write(
+      network, args.out, format=args.format, size=size, image_dtype=args.image
+    )
+  except ValueError as error:
+    if type(error).__module__.partition('.')[0] != 'pynas_jax':
+      raise
+    print(f'Error: {error}', file=sys.stderr)
+    return 2
+  except OSError as error:
+    print(f'Error: {error}', file=sys.stderr)
+    return 1
+  print(
+    f'{Path(args.out).with_suffix(SUFFIXES[args.format])}: differs from XLA by '
+    f'{figures["max_difference"]:.2g} and {figures["psnr_change_db"]:+.4f} dB'
+  )
+  if size is None:
+    rows, cols = space_of(network.genotype).multiple(network.genotype)
+    print(f'height must be a multiple of {rows}, width of {cols}')
+  return 0
+
+
+if __name__ == '__main__':
+  sys.exit(main())

@@ -1,0 +1,222 @@
+"""Every runtime restores as XLA does, on networks of every part."""
+
+import dataclasses
+import functools
+import threading
+
+import jax
+import numpy as np
+import pytest
+
+from pynas_jax import caching
+from pynas_jax import genotype as genotype_lib
+from pynas_jax.deploy import backends
+from pynas_jax.deploy import benchmark
+from pynas_jax.deploy.backends import Network
+from pynas_jax.deploy.restorer import Restorer
+from pynas_jax.spaces import base
+from pynas_jax.spaces import space_of
+
+onnx = pytest.importorskip('onnx')
+RUNTIMES = ('onnxruntime', 'openvino')
+SEPARABLE, DILATED = ('sep_conv_3x3', 'zero'), ('conv_3x3_dil2', 'conv_5x5')
+DMPHN = ('conv_3x3_x2', 'conv_3x3_x2')
+
+
+def pyramid(scheme, encoder, decoder, **fields):
+  scales = tuple(
+    genotype_lib.ScaleGenotype(p, encoder, decoder) for p in scheme
+  )
+  return genotype_lib.PyramidGenotype(
+    scales=scales, widths=(4, 8), cells_per_stage=1, **fields
+  )
+
+
+NETWORKS = {
+  'one scale': pyramid((1,), SEPARABLE, DILATED, unshuffle=2),
+  '1-2, of DMPHN': pyramid(
+    (1, 2), DMPHN, DMPHN, upsample='transposed', global_residual=False
+  ),
+  '1-3': pyramid((1, 3), DILATED, SEPARABLE, link='concat'),
+  '1-4-8': pyramid((1, 4, 8), SEPARABLE, SEPARABLE, share_weights=True),
+  'NAFNet': genotype_lib.NafnetGenotype(
+    width=4, encoder=(1,), middle=1, decoder=(1,)
+  ),
+}
+
+
+@functools.cache
+def network(name):
+  genotype = NETWORKS[name]
+  module = space_of(genotype).network(genotype)
+  params = base.init_params(jax.random.key(0), module)
+  if name == 'NAFNet':  # Its blocks start as the identity.
+    params = jax.tree.map(lambda leaf: leaf + 0.05, params)
+  return Network(genotype, params)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+  monkeypatch.setenv(caching.VARIABLE, str(tmp_path / 'cache'))
+  return tmp_path / 'cache'
+
+
+def restored(backend, network, image):
+  program = backends.compile_network(
+    backend, network, image.shape, image.dtype
+  )
+  return program(image)
+
+
+@functools.cache
+def by_xla(name, height, width):
+  image = backends.photograph(height, width)
+  return restored('xla', network(name), image)
+
+
+@pytest.mark.parametrize('name', NETWORKS)
+def test_every_runtime_agrees_with_xla(name):
+  """Height and width are no multiples of what the network pads to."""
+  image = backends.photograph(35, 51)
+  expected = by_xla(name, 35, 51)
+  assert np.abs(expected - image).max() > 0.02  # It does something.
+  for runtime in RUNTIMES:
+    pytest.importorskip(runtime)
+    found = restored(runtime, network(name), image)
+    assert (found.shape, found.dtype) == (image.shape, np.float32)
+    np.testing.assert_allclose(found, expected, atol=1e-4, err_msg=runtime)
+
+
+@pytest.mark.parametrize('runtime', RUNTIMES)
+def test_bytes_in_bytes_out_and_batches(runtime):
+  pytest.importorskip(runtime)
+  photo = np.round(255 * backends.photograph(35, 51)).astype(np.uint8)
+  batch = np.concatenate([photo, photo[:, ::-1]])
+  expected = restored('xla', network('1-3'), batch)
+  found = restored(runtime, network('1-3'), batch)
+  assert found.dtype == np.uint8
+  np.testing.assert_allclose(found.astype(int), expected.astype(int), atol=1)
+
+
+def test_bfloat16_changes_psnr_little():
+  pytest.importorskip('openvino')
+  sharp = backends.photograph(64, 96)
+  blurry = (sharp + np.roll(sharp, 1, 2)) / 2
+  rough = dataclasses.replace(network('1-3'), dtype='bfloat16')
+  exact = restored('xla', network('1-3'), blurry)
+
+  def psnr_db(image):
+    return -10 * np.log10(np.square(image - sharp).mean())
+
+  try:
+    backends.choose('openvino', rough)
+  except backends.BackendError as error:
+    pytest.skip(str(error))
+  found = restored('openvino', rough, blurry)
+  assert (found != exact).any()
+  assert abs(psnr_db(found) - psnr_db(exact)) <= 0.05
+
+
+@pytest.mark.parametrize('runtime', RUNTIMES)
+def test_threads_share_a_restorer(runtime):
+  pytest.importorskip(runtime)
+  shared = network('one scale')
+  restorer = Restorer(shared.genotype, shared.params, backend=runtime)
+  rng = np.random.default_rng(0)
+  images = rng.integers(0, 256, (8, 24, 32, 3), dtype=np.uint8)
+  expected = [restorer(image) for image in images]
+  found = {}
+
+  def work(i):
+    for _ in range(5):
+      found.setdefault(i, []).append(restorer(images[i]))
+
+  threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join()
+  for i, results in found.items():
+    for result in results:
+      np.testing.assert_array_equal(result, expected[i])
+  assert len(found) == 8
+
+
+def test_exported_graphs_are_kept_and_named_after_what_they_are(cache):
+  pytest.importorskip('onnxruntime')
+  shared = network('one scale')
+  assert backends.choose('onnxruntime', shared) == 'onnxruntime'
+  files = {path: path.stat().st_mtime_ns for path in cache.rglob('*.onnx')}
+  assert len(files) == 1
+  note, = cache.rglob('*onnxruntime*-difference.txt')
+  assert float(note.read_text()) < backends.MAX_DIFFERENCE
+  backends.choose('onnxruntime', shared)
+  assert files == {p: p.stat().st_mtime_ns for p in cache.rglob('*.onnx')}
+  double = jax.tree.map(lambda leaf: 2 * leaf, shared.params)
+  backends.export_onnx(Network(shared.genotype, double), np.float32)
+  assert len(list(cache.rglob('*.onnx'))) == 2
+
+
+def test_the_cache_can_be_off(cache, monkeypatch):
+  monkeypatch.setenv(caching.VARIABLE, caching.OFF)
+  graph = backends.export_onnx(network('one scale'), np.uint8)
+  onnx.checker.check_model(onnx.load_from_string(graph))
+  assert not cache.exists()
+
+
+def test_graphs_hold_no_shuffling_of_axes():
+  """What makes runtimes slow: only the two ends are transposed."""
+  graph = backends.export_onnx(network('1-4-8'), np.uint8)
+  ops = [node.op_type for node in onnx.load_from_string(graph).graph.node]
+  assert ops.count('Transpose') == 2
+  assert 'Reshape' not in ops
+  depthwise = [
+    attribute.i
+    for node in onnx.load_from_string(graph).graph.node
+    for attribute in node.attribute
+    if attribute.name == 'group' and attribute.i > 1
+  ]
+  assert depthwise
+
+
+def test_auto_is_the_first_runtime_that_agrees(monkeypatch):
+  shared = network('one scale')
+  assert backends.available(shared)[-1] == 'xla'
+  assert backends.choose('auto', shared) == backends.available(shared)[0]
+  monkeypatch.setenv(caching.VARIABLE, caching.OFF)
+  monkeypatch.setattr(backends, 'MAX_DIFFERENCE', -1.0)
+  assert backends.choose('auto', shared) == 'xla'
+  pytest.importorskip('onnxruntime')
+  with pytest.raises(backends.BackendError, match="Use backend 'xla'"):
+    backends.choose('onnxruntime', shared)
+
+
+@pytest.mark.parametrize(
+  ('backend', 'dtype', 'message'),
+  [
+    ('onnxruntme', 'float32', "Did you mean 'onnxruntime'"),
+    ('xla', 'float16', 'dtype is .float16.; expected one of float32'),
+    ('onnxruntime', 'bfloat16', 'no bfloat16'),
+  ],
+)
+def test_what_cannot_be_used_is_named(backend, dtype, message):
+  rough = dataclasses.replace(network('one scale'), dtype=dtype)
+  with pytest.raises(backends.BackendError, match=message):
+    backends.choose(backend, rough)
+
+
+def test_a_missing_package_is_named_with_the_way_to_get_it():
+  with pytest.raises(backends.BackendError, match=r'pynas-jax\[export\]'):
+    backends.need('no_such_runtime')
+
+
+@pytest.mark.parametrize('runtime', RUNTIMES)
+def test_timing_is_of_the_runtime(runtime):
+  pytest.importorskip(runtime)
+  shared = network('one scale')
+  restorer = Restorer(shared.genotype, shared.params, backend=runtime)
+  timing = benchmark.time_restorer(restorer, height=33, width=40, runs=3)
+  assert timing['backend'] == runtime
+  assert 0 < timing['p50'] <= timing['p95']
+  total = timing['p50'] + timing['to_device'] + timing['to_host']
+  assert timing['real_time'] == (total <= benchmark.REAL_TIME_MS)
