@@ -1,0 +1,454 @@
+"""Video files, in and out, by PyAV: frames are restored, the rest is kept.
+
+Frames are uint8 [H, W, 3] or, of video deeper than 8 bits, uint16. Kept are
+their number and times, the kind of pixels, the colours' matrix and range, and
+the sound, packet by packet. What a phone turned is written upright. Decoding,
+restoring and encoding each have a thread; few frames are in memory at a time.
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Callable, Iterable, Iterator
+from concurrent import futures
+import contextlib
+import dataclasses
+from fractions import Fraction
+import heapq
+import math
+import os
+from pathlib import Path
+from typing import BinaryIO
+
+import av
+from av.video.reformatter import Interpolation
+import numpy as np
+
+SUFFIXES = (
+  '.3gp', '.avi', '.flv', '.m2ts', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg',
+  '.mpg', '.mts', '.ts', '.webm', '.wmv',
+)  # fmt: skip
+# MP4 tells times exactly; these are kept as they are, or hold what MP4 cannot.
+_OUTPUT = {'.mkv': '.mkv', '.webm': '.mkv', '.mov': '.mov', '.m4v': '.m4v'}
+_MUXERS = {'.mkv': 'matroska', '.mov': 'mov', '.m4v': 'mp4', '.mp4': 'mp4'}
+_CODEC = 'libx264'
+# Hardly to be told from the frames, and encoded faster than they are restored.
+_OPTIONS = {'crf': '16', 'preset': 'veryfast'}
+# Without these, FFmpeg darkens a frame by a level on its way to RGB and back.
+_EXACT = (
+  Interpolation.BICUBIC | Interpolation.ACCURATE_RND
+  | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
+)  # fmt: skip
+_BT709, _LIMITED = 1, 1  # FFmpeg's numbers of a colour matrix and a range.
+# FFmpeg's number of a matrix -> PyAV's, where they differ.
+_MATRICES = {6: 5}
+DEPTH = 3  # Frames that a thread may be ahead of the next one.
+
+Enhance = Callable[[np.ndarray], np.ndarray]
+
+
+class VideoError(ValueError):
+  """A video that cannot be restored; the message says why, not which."""
+
+
+@dataclasses.dataclass
+class Report:
+  """What became of a video.
+
+  Attributes:
+    frames: Frames written.
+    repeated: Those of them that could not be decoded, and are the one before.
+    fault: Why not all of it was read; '' if it was.
+    note: What is not kept; '' if nothing.
+  """
+
+  frames: int = 0
+  repeated: int = 0
+  fault: str = ''
+  note: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
+class _Look:
+  """How frames are stored: pixels, and FFmpeg's numbers of their colours."""
+
+  format: av.VideoFormat
+  matrix: int
+  range: int
+  primaries: int
+  transfer: int
+
+  @classmethod
+  def of(cls, frame: av.VideoFrame) -> _Look:
+    colours = (frame.colorspace, frame.color_range)
+    if frame.format.is_rgb:
+      colours = _BT709, _LIMITED
+    return cls(
+      frame.format, *colours, frame.color_primaries, frame.color_trc
+    )
+
+  @property
+  def deep(self) -> bool:
+    return max(part.bits for part in self.format.components) > 8
+
+  @property
+  def array(self) -> str:
+    """The format of frames in memory."""
+    return 'rgb48le' if self.deep else 'rgb24'
+
+  def stored(self, height: int, width: int) -> str:
+    """Returns the encoder's format that is most like this one."""
+    bits = '10le' if self.deep else ''
+    if len(self.format.components) == 1 and not self.format.is_rgb:
+      return f'gray{bits}'
+    share = (self.format.chroma_width(64), self.format.chroma_height(64))
+    chroma = {(32, 32): '420', (32, 64): '422'}.get(share, '444')
+    # The encoder halves no odd number.
+    if width % 2 or (chroma == '420' and height % 2):
+      chroma = '444'
+    return f'yuv{chroma}p{bits}'
+
+
+@dataclasses.dataclass(frozen=True)
+class _Frame:
+  """A frame at a time, counted in the stream's units."""
+
+  time: int
+  duration: int
+  image: np.ndarray | None  # None if it could not be decoded.
+  look: _Look | None = None
+
+
+def ahead(items: Iterable, depth: int = DEPTH) -> Iterator:
+  """Yields items that are made in a thread, `depth` of them in advance.
+
+  >>> list(ahead(x * x for x in range(4)))
+  [0, 1, 4, 9]
+  """
+  items, end = iter(items), object()
+  pool = futures.ThreadPoolExecutor(1)
+  try:
+    made = collections.deque(
+      pool.submit(next, items, end) for _ in range(depth)
+    )
+    while (item := made.popleft().result()) is not end:
+      made.append(pool.submit(next, items, end))
+      yield item
+  finally:
+    pool.shutdown(cancel_futures=True)
+
+
+def output_suffix(path: Path) -> str:
+  """Returns the suffix of the video to write.
+
+  >>> output_suffix(Path('a.WEBM')), output_suffix(Path('b.avi'))
+  ('.mkv', '.mp4')
+  """
+  return _OUTPUT.get(path.suffix.lower(), '.mp4')
+
+
+def expected_frames(path: Path, *, start: float, end: float) -> int:
+  """Returns about how many frames are between two times, in seconds."""
+  with _opened(path) as container:
+    stream = container.streams.video[0]
+    seconds = (container.duration or 0) / av.time_base
+    rate = float(stream.average_rate or 0)
+    if seconds and (start > 0 or end < seconds):
+      return max(1, round((min(end, seconds) - start) * rate))
+    return stream.frames or max(1, round(seconds * rate))
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[av.container.InputContainer]:
+  """Opens a video; as a file, since a name can look like another protocol."""
+  try:
+    with av.open(f'file:{path}') as container:
+      if not container.streams.video:
+        raise VideoError('it has no video stream')
+      yield container
+  except av.FFmpegError as error:
+    raise VideoError(f'it cannot be read: {error.strerror}') from error
+
+
+def _decode(
+  container: av.container.InputContainer,
+  copied: list[av.AudioStream],
+  report: Report,
+  *,
+  start: float,
+  end: float,
+) -> Iterator[_Frame | av.Packet]:
+  """Yields the frames between two times, and the packets of other streams.
+
+  A packet that cannot be decoded yields a frame without an image.
+  """
+  video = container.streams.video[0]
+  origin = (container.start_time or 0) / av.time_base
+  if start > 0:
+    container.seek(int((origin + start) * av.time_base))
+  step = round(1 / (video.time_base * (video.average_rate or 25)))
+  due: list[int] = []  # Times of the packets whose frames are to come.
+  failed = 0
+  last = -math.inf
+
+  def seconds(time: int, unit: Fraction) -> float:
+    return float(time * unit) - origin
+
+  def frames(packet: av.Packet | None) -> Iterator[_Frame]:
+    nonlocal failed, last
+    try:
+      decoded = video.codec_context.decode(packet)
+    except av.FFmpegError:
+      failed += 1
+      return
+    for frame in decoded:
+      time = last + step if frame.pts is None else frame.pts
+      while due and due[0] <= time:
+        missing = heapq.heappop(due)
+        if missing < time and failed:
+          failed -= 1
+          yield _Frame(missing, step, None)
+      look = _Look.of(frame)
+      image = frame.to_ndarray(format=look.array, interpolation=_EXACT)
+      image = np.rot90(image, frame.rotation // 90)
+      last = time
+      yield _Frame(
+        time, frame.duration or step, np.ascontiguousarray(image), look
+      )
+
+  def inside(items: Iterable[_Frame]) -> Iterator[_Frame]:
+    for item in items:
+      if start <= seconds(item.time, video.time_base) < end:
+        yield item
+
+  reading = {video, *copied}
+  packets = 0
+  try:
+    for packet in container.demux(video, *copied):
+      if packet.dts is None and packet.pts is None and not packet.size:
+        continue  # The end of a stream.
+      time = packet.dts if packet.pts is None else packet.pts
+      if time is not None and seconds(time, packet.time_base) >= end:
+        # Frames are not stored in the order of their times.
+        if packet.dts is None or seconds(packet.dts, packet.time_base) >= end:
+          reading.discard(packet.stream)
+        if not reading:
+          break
+        if packet.stream is not video:
+          continue
+      if packet.stream is not video:
+        if time is None or seconds(time, packet.time_base) >= start:
+          yield packet
+        continue
+      packets += 1
+      if packet.pts is not None:
+        heapq.heappush(due, packet.pts)
+      yield from inside(frames(packet))
+    else:
+      if not start and packets < video.frames:
+        report.fault = f'{packets} of {video.frames} frames are there'
+  except av.FFmpegError as error:
+    report.fault = f'it breaks off: {error.strerror}'
+  yield from inside(frames(None))
+  lost = [_Frame(time, step, None) for time in sorted(due)[:failed]]
+  yield from inside(lost)
+
+
+def restore_video(
+  source: Path,
+  target: Path,
+  enhance: Enhance,
+  *,
+  fps: float | None = None,
+  start: float = 0.0,
+  end: float = math.inf,
+  on_frame: Callable[[int], None] = lambda frames: None,
+) -> Report:
+  """Restores a video.
+
+  Args:
+    source: The video.
+    target: The new file; written under another name until it is whole.
+    enhance: Restores a frame, u8 or u16[H, W, 3].
+    fps: Frames a second of the new video, which then has no sound; None keeps
+      the times of the frames.
+    start: Where to begin, seconds.
+    end: Where to stop, seconds.
+    on_frame: Is told the frames written so far.
+
+  Returns:
+    What became of it.
+
+  Raises:
+    VideoError: If nothing can be read, or the new file not be written.
+  """
+  report = Report()
+  partial = target.with_name(f'{target.name}.tmp')
+  try:
+    with _opened(source) as container:
+      copied = [] if fps else list(container.streams.audio)
+      report.note = _left_out(container, copied)
+      items = ahead(_decode(container, copied, report, start=start, end=end))
+      items = ahead(_restore(items, enhance))
+      try:
+        with av.open(
+          f'file:{partial}', 'w', format=_MUXERS[target.suffix]
+        ) as output, contextlib.closing(items):
+          _encode(output, items, container, copied, report, fps=fps,
+                  start=start, on_frame=on_frame)  # fmt: skip
+      except av.FFmpegError as error:
+        raise VideoError(f'{target} cannot be written: {error}') from error
+    if not report.frames:
+      raise VideoError(report.fault or 'it has no frames there')
+    os.replace(partial, target)
+  finally:
+    partial.unlink(missing_ok=True)
+  return report
+
+
+def _left_out(
+  container: av.container.InputContainer, copied: list[av.AudioStream]
+) -> str:
+  """Returns what a new file will not have, for people."""
+  kept = {container.streams.video[0], *copied}
+  kinds = [stream.type for stream in container.streams if stream not in kept]
+  return f'not kept: {", ".join(sorted(set(kinds)))}' if kinds else ''
+
+
+def _restore(
+  items: Iterable[_Frame | av.Packet], enhance: Enhance
+) -> Iterator[_Frame | av.Packet]:
+  with contextlib.closing(items):
+    for item in items:
+      if isinstance(item, _Frame) and item.image is not None:
+        item = dataclasses.replace(item, image=enhance(item.image))
+      yield item
+
+
+def _encode(
+  output: av.container.OutputContainer,
+  items: Iterable[_Frame | av.Packet],
+  container: av.container.InputContainer,
+  copied: list[av.AudioStream],
+  report: Report,
+  *,
+  fps: float | None,
+  start: float,
+  on_frame: Callable[[int], None],
+) -> None:
+  """Writes frames and packets."""
+  source = container.streams.video[0]
+  output.metadata.update(container.metadata)
+  streams = {
+    stream: output.add_stream_from_template(stream) for stream in copied
+  }
+  rate = Fraction(fps).limit_denominator(1001 * 60) if fps else None
+  unit = 1 / rate if rate else source.time_base
+  origin = round(start / unit)
+  video = None
+  waiting: list[_Frame | av.Packet] = []  # For the first frame.
+  last, image, look = -math.inf, None, None
+
+  def put(item: _Frame | av.Packet) -> None:
+    nonlocal last, image, look
+    if isinstance(item, av.Packet):
+      shift = round(start / item.time_base)
+      item.pts, item.dts = (
+        None if time is None else time - shift for time in (item.pts, item.dts)
+      )
+      item.stream = streams[item.stream]
+      output.mux(item)
+      return
+    if item.image is None:
+      report.repeated += 1
+    else:
+      image, look = item.image, item.look
+    frame = av.VideoFrame.from_ndarray(image, format=look.array)
+    frame = frame.reformat(
+      format=video.pix_fmt, width=video.width, height=video.height,
+      dst_colorspace=_MATRICES.get(look.matrix, look.matrix),
+      dst_color_range=look.range, interpolation=_EXACT,
+    )  # fmt: skip
+    time = report.frames if rate else item.time - origin
+    last = frame.pts = max(time, last + 1)
+    frame.time_base = unit
+    if not rate:
+      frame.duration = item.duration
+    output.mux(video.encode(frame))
+    report.frames += 1
+    on_frame(report.frames)
+
+  for item in items:
+    if video is None:
+      waiting.append(item)
+      if isinstance(item, _Frame) and item.image is not None:
+        video = _add_video(output, item, source, rate, unit)
+        image, look = item.image, item.look
+        for item in waiting:
+          put(item)
+    else:
+      put(item)
+  if video is not None:
+    output.mux(video.encode())
+
+
+def _add_video(
+  output: av.container.OutputContainer,
+  first: _Frame,
+  source: av.VideoStream,
+  rate: Fraction | None,
+  unit: Fraction,
+) -> av.VideoStream:
+  """Returns the stream for frames like the first one."""
+  height, width = first.image.shape[:2]
+  video = output.add_stream(
+    _CODEC, rate=rate or source.average_rate or 25, options=_OPTIONS
+  )
+  video.width, video.height = width, height
+  video.pix_fmt = first.look.stored(height, width)
+  context = video.codec_context
+  context.time_base = unit
+  context.colorspace, context.color_range = first.look.matrix, first.look.range
+  context.color_primaries = first.look.primaries
+  context.color_trc = first.look.transfer
+  shape = source.sample_aspect_ratio
+  if shape and shape != 1:
+    turned = (width < height) != (source.width < source.height)
+    context.sample_aspect_ratio = 1 / shape if turned else shape
+  return video
+
+
+def restore_raw(
+  source: BinaryIO,
+  target: BinaryIO,
+  enhance: Enhance,
+  *,
+  height: int,
+  width: int,
+) -> int:
+  """Restores raw frames of a pipe: rgb24, row by row, one after the other.
+
+  Returns:
+    The number of frames.
+
+  Raises:
+    VideoError: If the last frame is not whole.
+  """
+  shape = (height, width, 3)
+
+  def read() -> Iterator[np.ndarray]:
+    while data := source.read(math.prod(shape)):
+      if len(data) < math.prod(shape):
+        raise VideoError(
+          f'it ends with {len(data)} bytes of a frame of {math.prod(shape)}: '
+          f'expected rgb24 of {width}x{height} pixels'
+        )
+      yield np.frombuffer(data, np.uint8).reshape(shape)
+
+  count = 0
+  with contextlib.closing(ahead(map(enhance, ahead(read())))) as frames:
+    for frame in frames:
+      target.write(frame.tobytes())
+      target.flush()
+      count += 1
+  return count
