@@ -49,7 +49,6 @@ _SAVE = {
   '.bmp': {},
   '.jpg': {'quality': _QUALITY, 'subsampling': 0},
   '.webp': {'quality': _QUALITY},
-  '.tif': {'compression': 'tiff_adobe_deflate'},
 }
 # EXIF orientation -> what makes the picture upright.
 _UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
@@ -257,9 +256,10 @@ def write(path: Path, picture: Picture) -> None:
   partial = path.with_name(f'{path.name}.tmp')
   try:
     with partial.open('wb') as file:
-      if pixels.dtype == np.uint16:
-        encode = _tiff16 if suffix == '.tif' else _png16
-        file.write(encode(pixels, kept))
+      if suffix == '.tif':
+        file.write(_tiff(pixels, kept))
+      elif pixels.dtype == np.uint16:
+        file.write(_png16(pixels, kept))
       else:
         options = _SAVE[suffix] | kept
         if suffix == '.webp' and picture.lossless:
@@ -297,19 +297,22 @@ def _png16(pixels: np.ndarray, kept: dict[str, Any]) -> bytes:
   )  # fmt: skip
 
 
-def _tiff16(pixels: np.ndarray, kept: dict[str, Any]) -> bytes:
-  """Encodes u16[H, W, C] as TIFF, which Pillow cannot."""
+def _tiff(pixels: np.ndarray, kept: dict[str, Any]) -> bytes:
+  """Encodes u8 or u16[H, W, C] as TIFF; Pillow has no 16 bits, or no EXIF."""
   height, width, channels = pixels.shape
-  data = zlib.compress(np.ascontiguousarray(pixels.astype('<u2')).tobytes())
+  depth = 8 * pixels.itemsize
+  data = zlib.compress(np.ascontiguousarray(pixels, f'<u{depth // 8}'))
   tags = TiffImagePlugin.ImageFileDirectory_v2()
   exif = Image.Exif()
   exif.load(kept.get('exif', b''))
   for tag in exif:
     directory = tag in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)
-    tags[tag] = exif.get_ifd(tag) if directory else exif[tag]
+    value = exif.get_ifd(tag) if directory else exif[tag]
+    if value:
+      tags[tag] = value
   tags[TiffImagePlugin.IMAGEWIDTH] = width
   tags[TiffImagePlugin.IMAGELENGTH] = height
-  tags[TiffImagePlugin.BITSPERSAMPLE] = (16,) * channels
+  tags[TiffImagePlugin.BITSPERSAMPLE] = (depth,) * channels
   tags[TiffImagePlugin.COMPRESSION] = 8  # Deflate.
   photometric = 2 if channels > 2 else 1  # RGB, or black is zero.
   tags[TiffImagePlugin.PHOTOMETRIC_INTERPRETATION] = photometric
