@@ -162,8 +162,7 @@ def _read_flags(argv: Sequence[str]) -> argparse.Namespace:
 
 def _bundled(name: str) -> Path:
   """Returns the folder of a network that comes with the package."""
-  folders = sorted(MODELS.iterdir()) if MODELS.is_dir() else []
-  names = [path.name for path in folders if path.is_dir()]
+  names = sorted(path.parent.name for path in MODELS.glob('*/config.json'))
   if name not in names:
     known = ', '.join(names) or 'none (this package comes without)'
     raise config_lib.SettingError(
@@ -213,7 +212,9 @@ def _open_network(flags: argparse.Namespace) -> Any:
         f'device is {flags.device!r}, which is not here: {error}.'
       ) from None
     jax.config.update('jax_default_device', device)
-  return restorer.load(flags.model_path, dtype=flags.dtype)
+  return restorer.Restorer.from_pretrained(
+    flags.model_path, dtype=flags.dtype, backend=flags.backend
+  )
 
 
 class _Enhancer:
@@ -232,7 +233,7 @@ class _Enhancer:
       network = _open_network(flags)
       self._network = tiling.Tiler(
         network, network.genotype, tile=flags.tile, pad=flags.tile_pad,
-        say=logbook.say,
+        say=_say,
       )  # fmt: skip
     try:
       restored = images.restore(
@@ -285,7 +286,7 @@ class _Batch:
       )
     if path.exists() and not self._flags.overwrite:
       self.skipped += 1
-      logbook.say(f'{job.source}: {path} is there; --overwrite replaces it.')
+      _say(f'{job.source}: {path} is there; --overwrite replaces it.')
       return None
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
@@ -321,7 +322,7 @@ class _Batch:
             images.write(path, picture)
             self.done += 1
             if picture.note:
-              logbook.say(f'{job.source}: {picture.note}.')
+              _say(f'{job.source}: {picture.note}.')
         except (OSError, ValueError, NetworkError) as error:
           self.fail(job, error)
         finished += 1
@@ -374,7 +375,7 @@ class _Batch:
       )  # fmt: skip
     self.done += 1
     if report.note:
-      logbook.say(f'{job.source}: {report.note}.')
+      _say(f'{job.source}: {report.note}.')
     if report.repeated:
       report.fault = ', '.join(filter(None, (
         report.fault,
@@ -385,9 +386,14 @@ class _Batch:
       self.fail(job, f'{report.fault}; {path} has {report.frames} frames')
 
 
+def _say(line: str) -> None:
+  """Prints a line that is never wrapped, where the progress bars are."""
+  print(line, file=sys.stderr)
+
+
 def _say_failure(message: object, status: int = 1) -> int:
-  """Prints a line that is never wrapped; returns the exit status."""
-  print(f'Error: {message}', file=sys.stderr)
+  """Prints what is wrong; returns the exit status."""
+  _say(f'Error: {message}')
   return status
 
 
@@ -401,13 +407,13 @@ def _run(argv: Sequence[str]) -> int:
       sys.stdin.buffer, sys.stdout.buffer, _Enhancer(flags), height=height,
       width=width,
     )  # fmt: skip
-    logbook.say(f'{count} frames restored.')
+    _say(f'{count} frames restored.')
     return 0
   began = time.monotonic()
   batch = _Batch(flags, _jobs(flags))
   batch.images()
   batch.videos()
-  logbook.say(
+  _say(
     f'{batch.done} restored, {batch.skipped} skipped, {batch.failed} failed in '
     f'{time.monotonic() - began:.1f} s; results are in {flags.output}.'
   )

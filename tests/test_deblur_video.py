@@ -6,6 +6,7 @@ import dataclasses
 from fractions import Fraction
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import time
@@ -50,7 +51,7 @@ CLIPS = {
   'ten_bits': Clip(pix_fmt='yuv420p10le', matrix=9, range=1),
   'bt709_422': Clip('a.mov', pix_fmt='yuv422p', matrix=1, range=1,
                     audio=('pcm_s16le',), suffix='.mov'),
-  'gray': Clip('a.mkv', pix_fmt='gray', suffix='.mkv'),
+  'gray': Clip('a.mkv', 'ffv1', 'gray', stored='yuvj420p', suffix='.mkv'),
   'rgb': Clip('a.mkv', 'ffv1', 'bgr0', stored='yuv444p', suffix='.mkv'),
   'webm_two_sounds': Clip('a.webm', 'libvpx-vp9', audio=('libopus', 'libopus'),
                           suffix='.mkv'),
@@ -128,8 +129,8 @@ def look_into(path):
     sounds = [[] for _ in container.streams.audio]
     for packet in container.demux(*container.streams.audio) if sounds else ():
       if packet.size:
-        place = container.streams.audio.index(packet.stream)
-        sounds[place].append((float(packet.pts * packet.time_base), bytes(packet)))
+        sound = sounds[container.streams.audio.index(packet.stream)]
+        sound.append((float(packet.pts * packet.time_base), bytes(packet)))
   return images, times, sounds, kind, rotation
 
 
@@ -166,8 +167,8 @@ def test_identity_keeps_a_video(identity, tmp_path, monkeypatch, name):
   assert new[4] == 0
   for a, b in zip(old[0], new[0], strict=True):
     assert a.shape == b.shape
-    assert psnr(a, b) > 38
-    assert abs(a.astype(float).mean() - b.mean()) < 1
+    assert psnr(a, b) > 36
+    assert abs(a.astype(float).mean() - b.mean()) < 1.5
 
 
 def write_broken(path, codec='mjpeg'):
@@ -201,14 +202,16 @@ def test_a_broken_frame_is_passed_over_not_dropped(identity, tmp_path, capsys):
 
 
 def test_a_truncated_video_is_restored_so_far(identity, tmp_path, capsys):
-  clip = Clip('a.mkv', 'ffv1')
+  clip = Clip('a.mkv', 'ffv1', times=tuple(range(0, 2000, 40)))
   source = write_clip(tmp_path / 'a.mkv', clip)
   os.truncate(source, source.stat().st_size * 2 // 3)
   out = tmp_path / 'out'
-  status = run('-i', source, '-o', out, model_path=identity)
+  assert run('-i', source, '-o', out, model_path=identity) == 1
   images, *_ = look_into(out / 'a_out.mkv')
-  assert 1 <= len(images) < len(clip.times)
-  del status, capsys
+  assert len(images) > len(clip.times) // 3
+  said = capsys.readouterr().err
+  assert 'a.mkv: it ends after 1.' in said
+  assert f'a_out.mkv has {len(images)} frames' in said
 
 
 @pytest.mark.parametrize('content', [b'', b'text\n', b'\0' * 5000])
@@ -319,30 +322,33 @@ def test_a_failure_leaves_no_file(tmp_path):
 
 def test_side_by_side(identity, tmp_path):
   source = write_clip(tmp_path / 'a.mp4', Clip())
-  assert run('-i', source, '-o', tmp_path, '--compare', model_path=identity) == 0
+  flags = {'compare': True, 'model_path': identity}
+  assert run('-i', source, '-o', tmp_path, **flags) == 0
   images, *_ = look_into(tmp_path / 'a_out.mp4')
   assert images[0].shape == (48, 128, 3)
   assert psnr(images[0][:, :64], images[0][:, 64:]) > 35
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(
+  sys.platform != 'linux', reason='reads the peak memory from /proc'
+)
 def test_memory_does_not_grow_with_the_video(identity, tmp_path):
-  """A leak of the frames would be 400 MB."""
+  """The frames of the longer one are 180 MB."""
   peaks = []
   for count in (1, 300):
-    clip = Clip(f'{count}.mp4', size=(480, 960),
+    clip = Clip(f'{count}.mp4', size=(320, 640),
                 times=tuple(range(0, 40 * count, 40)))  # fmt: skip
     source = write_clip(tmp_path / clip.name, clip)
+    argv = ['-i', source, '-o', tmp_path, '--model_path', identity]
     code = f"""if True:
-      import resource
+      import pathlib
       from pynas_jax import deblur
-      assert deblur.main({[
-        '-i', str(source), '-o', str(tmp_path), '--model_path', str(identity)
-      ]}) == 0
-      print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+      assert deblur.main({list(map(str, argv))}) == 0
+      print(pathlib.Path('/proc/self/status').read_text())
     """
     done = subprocess.run(
       [sys.executable, '-c', code], check=True, capture_output=True, text=True
     )
-    peaks.append(int(done.stdout))
+    peaks.append(int(re.search(r'VmHWM:\s+(\d+) kB', done.stdout)[1]))
   assert peaks[1] <= 1.2 * peaks[0], peaks

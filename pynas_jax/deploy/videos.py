@@ -39,10 +39,11 @@ _EXACT = (
   Interpolation.BICUBIC | Interpolation.ACCURATE_RND
   | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
 )  # fmt: skip
-_BT709, _LIMITED = 1, 1  # FFmpeg's numbers of a colour matrix and a range.
+_BT709, _LIMITED, _FULL = 1, 1, 2  # FFmpeg's numbers: a matrix, two ranges.
 # FFmpeg's number of a matrix -> PyAV's, where they differ.
 _MATRICES = {6: 5}
-DEPTH = 3  # Frames that a thread may be ahead of the next one.
+ENDED = 0.9  # Part of a video's length that must be there.
+DEPTH = 2  # Frames that a thread may be ahead of the next one.
 
 Enhance = Callable[[np.ndarray], np.ndarray]
 
@@ -80,11 +81,13 @@ class _Look:
 
   @classmethod
   def of(cls, frame: av.VideoFrame) -> _Look:
-    colours = (frame.colorspace, frame.color_range)
+    matrix, range_ = frame.colorspace, frame.color_range
     if frame.format.is_rgb:
-      colours = _BT709, _LIMITED
+      matrix, range_ = _BT709, _LIMITED
+    elif len(frame.format.components) == 1:
+      range_ = _FULL  # FFmpeg takes gray for that, whatever it is tagged.
     return cls(
-      frame.format, *colours, frame.color_primaries, frame.color_trc
+      frame.format, matrix, range_, frame.color_primaries, frame.color_trc
     )
 
   @property
@@ -222,12 +225,15 @@ def _decode(
         yield item
 
   reading = {video, *copied}
-  packets = 0
+  packets, reached = 0, 0.0
   try:
     for packet in container.demux(video, *copied):
       if packet.dts is None and packet.pts is None and not packet.size:
         continue  # The end of a stream.
       time = packet.dts if packet.pts is None else packet.pts
+      if time is not None:
+        after = time + (packet.duration or 0)
+        reached = max(reached, seconds(after, packet.time_base))
       if time is not None and seconds(time, packet.time_base) >= end:
         # Frames are not stored in the order of their times.
         if packet.dts is None or seconds(packet.dts, packet.time_base) >= end:
@@ -245,8 +251,11 @@ def _decode(
         heapq.heappush(due, packet.pts)
       yield from inside(frames(packet))
     else:
+      length = (container.duration or 0) / av.time_base
       if not start and packets < video.frames:
         report.fault = f'{packets} of {video.frames} frames are there'
+      elif reached < ENDED * length:
+        report.fault = f'it ends after {reached:.2f} of {length:.2f} seconds'
   except av.FFmpegError as error:
     report.fault = f'it breaks off: {error.strerror}'
   yield from inside(frames(None))
