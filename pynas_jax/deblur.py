@@ -88,8 +88,8 @@ def _parser() -> argparse.ArgumentParser:
        'alpha or 16 bits need PNG (%(default)s)')  # fmt: skip
   kind = parser.add_mutually_exclusive_group().add_argument
   dtype = {'dest': 'dtype', 'action': 'store_const', 'default': 'float32'}
-  kind('--fp32', const='float32', **dtype, help='arithmetic of 32 bits (so)')
-  kind('--bf16', const='bfloat16', **dtype, help='of 16 bits: may be faster')
+  kind('--fp32', const='float32', **dtype, help='32-bit arithmetic (default)')
+  kind('--bf16', const='bfloat16', **dtype, help='16-bit: perhaps faster')
   flag('--backend', default='auto', choices=BACKENDS,
        help='what runs the network (%(default)s)')  # fmt: skip
   flag('--device', default='auto', metavar='KIND',
@@ -194,7 +194,7 @@ def _jobs(flags: argparse.Namespace) -> list[Job]:
       f'expected files that end with {", ".join(suffixes)}'
       + ('.' if flags.recursive else ', or --recursive.')
     )
-  return jobs
+  return list(dict.fromkeys(jobs))
 
 
 def _open_network(flags: argparse.Namespace) -> Any:
@@ -373,17 +373,17 @@ class _Batch:
         job.source, path, self._enhance, fps=flags.fps, start=flags.start,
         end=flags.end, on_frame=on_frame,
       )  # fmt: skip
-    self.done += 1
     if report.note:
       _say(f'{job.source}: {report.note}.')
+    faults = [report.fault] if report.fault else []
     if report.repeated:
-      report.fault = ', '.join(filter(None, (
-        report.fault,
-        f'{report.repeated} frames are damaged and show the one before',
-      )))  # fmt: skip
-    if report.fault:
-      self.done -= 1
-      self.fail(job, f'{report.fault}; {path} has {report.frames} frames')
+      text = f'{report.repeated} frames are damaged and show the one before'
+      faults.append(text)
+    if faults:
+      text = f'{", ".join(faults)}; {path} has {report.frames} frames'
+      self.fail(job, text)
+    else:
+      self.done += 1
 
 
 def _say(line: str) -> None:
@@ -399,8 +399,9 @@ def _say_failure(message: object, status: int = 1) -> int:
 
 def _run(argv: Sequence[str]) -> int:
   flags = _read_flags(argv)
-  Image.MAX_IMAGE_PIXELS = flags.max_pixels  # Pillow's own limit must not come
-  warnings.simplefilter('ignore', Image.DecompressionBombWarning)  # before.
+  # Pillow's own limit must not come before this one.
+  Image.MAX_IMAGE_PIXELS = flags.max_pixels
+  warnings.simplefilter('ignore', Image.DecompressionBombWarning)
   if flags.size:
     height, width = flags.size
     count = videos.restore_raw(

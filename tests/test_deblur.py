@@ -72,7 +72,7 @@ def write_case(folder, name):
 
 def run(*args, **flags):
   """Runs the command in this process; returns its exit status."""
-  argv = list(map(str, args))
+  argv = ['--backend', 'xla', *map(str, args)]
   for name, value in flags.items():
     argv += [f'--{name}', *([] if value is True else [str(value)])]
   return deblur.main(argv)

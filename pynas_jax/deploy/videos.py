@@ -14,6 +14,7 @@ from concurrent import futures
 import contextlib
 import dataclasses
 from fractions import Fraction
+import functools
 import heapq
 import math
 import os
@@ -22,6 +23,7 @@ from typing import BinaryIO
 
 import av
 from av.video.reformatter import Interpolation
+from av.video.reformatter import VideoReformatter
 import numpy as np
 
 SUFFIXES = (
@@ -34,11 +36,13 @@ _MUXERS = {'.mkv': 'matroska', '.mov': 'mov', '.m4v': 'mp4', '.mp4': 'mp4'}
 _CODEC = 'libx264'
 # Hardly to be told from the frames, and encoded faster than they are restored.
 _OPTIONS = {'crf': '16', 'preset': 'veryfast'}
-# Without these, FFmpeg darkens a frame by a level on its way to RGB and back.
+# Without the last two, FFmpeg darkens a frame by a level on its way to RGB and
+# back; with them and BILINEAR, it makes noise of 10 bits.
 _EXACT = (
-  Interpolation.BICUBIC | Interpolation.ACCURATE_RND
-  | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
-)  # fmt: skip
+  Interpolation.BICUBIC
+  | Interpolation.ACCURATE_RND
+  | Interpolation.FULL_CHR_H_INT
+)
 _BT709, _LIMITED, _FULL = 1, 1, 2  # FFmpeg's numbers: a matrix, two ranges.
 # FFmpeg's number of a matrix -> PyAV's, where they differ.
 _MATRICES = {6: 5}
@@ -118,7 +122,7 @@ class _Frame:
 
   time: int
   duration: int
-  image: np.ndarray | None  # None if it could not be decoded.
+  image: np.ndarray | None = None  # None if it could not be decoded.
   look: _Look | None = None
 
 
@@ -173,7 +177,57 @@ def _opened(path: Path) -> Iterator[av.container.InputContainer]:
     raise VideoError(f'it cannot be read: {error.strerror}') from error
 
 
-def _decode(
+def _converter() -> Callable[..., av.VideoFrame]:
+  """Returns a function that changes the format of frames."""
+  # One for all frames: each would make tables and threads of its own.
+  return functools.partial(
+    VideoReformatter().reformat, interpolation=_EXACT, threads=1
+  )
+
+
+class _Decoder:
+  """Packets in, frames out; a packet that is damaged yields one without image.
+  """
+
+  def __init__(self, stream: av.VideoStream):
+    self._context = stream.codec_context
+    self._step = round(1 / (stream.time_base * (stream.average_rate or 25)))
+    self._convert = _converter()
+    self._due: list[int] = []  # Times of packets whose frames are to come.
+    self._failed = 0  # Packets of which there will be none.
+    self._last = -self._step
+
+  def decode(self, packet: av.Packet | None) -> Iterator[_Frame]:
+    """Yields the frames that a packet completes; None completes the last."""
+    if packet is not None and packet.pts is not None:
+      heapq.heappush(self._due, packet.pts)
+    try:
+      decoded = self._context.decode(packet)
+    except av.FFmpegError:
+      self._failed += 1
+      decoded = []
+    for frame in decoded:
+      yield from self._frames(frame)
+    if packet is None:
+      for time in sorted(self._due)[: self._failed]:
+        yield _Frame(time, self._step)
+
+  def _frames(self, frame: av.VideoFrame) -> Iterator[_Frame]:
+    """Yields those that are missing before a frame, and the frame."""
+    time = self._last + self._step if frame.pts is None else frame.pts
+    while self._due and self._due[0] <= time:
+      missing = heapq.heappop(self._due)
+      if missing < time and self._failed:
+        self._failed -= 1
+        yield _Frame(missing, self._step)
+    self._last = time
+    look = _Look.of(frame)
+    rgb = self._convert(frame, format=look.array).to_ndarray()
+    image = np.ascontiguousarray(np.rot90(rgb, frame.rotation // 90))
+    yield _Frame(time, frame.duration or self._step, image, look)
+
+
+def _read(
   container: av.container.InputContainer,
   copied: list[av.AudioStream],
   report: Report,
@@ -181,86 +235,49 @@ def _decode(
   start: float,
   end: float,
 ) -> Iterator[_Frame | av.Packet]:
-  """Yields the frames between two times, and the packets of other streams.
-
-  A packet that cannot be decoded yields a frame without an image.
-  """
+  """Yields the frames between two times, and the packets of other streams."""
   video = container.streams.video[0]
+  decoder = _Decoder(video)
   origin = (container.start_time or 0) / av.time_base
+  length = (container.duration or 0) / av.time_base
   if start > 0:
     container.seek(int((origin + start) * av.time_base))
-  step = round(1 / (video.time_base * (video.average_rate or 25)))
-  due: list[int] = []  # Times of the packets whose frames are to come.
-  failed = 0
-  last = -math.inf
 
-  def seconds(time: int, unit: Fraction) -> float:
-    return float(time * unit) - origin
+  def seconds(time: int | None, unit: Fraction) -> float:
+    return start if time is None else float(time * unit) - origin
 
-  def frames(packet: av.Packet | None) -> Iterator[_Frame]:
-    nonlocal failed, last
-    try:
-      decoded = video.codec_context.decode(packet)
-    except av.FFmpegError:
-      failed += 1
-      return
-    for frame in decoded:
-      time = last + step if frame.pts is None else frame.pts
-      while due and due[0] <= time:
-        missing = heapq.heappop(due)
-        if missing < time and failed:
-          failed -= 1
-          yield _Frame(missing, step, None)
-      look = _Look.of(frame)
-      image = frame.to_ndarray(format=look.array, interpolation=_EXACT)
-      image = np.rot90(image, frame.rotation // 90)
-      last = time
-      yield _Frame(
-        time, frame.duration or step, np.ascontiguousarray(image), look
-      )
-
-  def inside(items: Iterable[_Frame]) -> Iterator[_Frame]:
-    for item in items:
-      if start <= seconds(item.time, video.time_base) < end:
-        yield item
+  def inside(frames: Iterable[_Frame]) -> Iterator[_Frame]:
+    for frame in frames:
+      if start <= seconds(frame.time, video.time_base) < end:
+        yield frame
 
   reading = {video, *copied}
   packets, reached = 0, 0.0
   try:
-    for packet in container.demux(video, *copied):
-      if packet.dts is None and packet.pts is None and not packet.size:
+    for packet in container.demux(*reading):
+      if not packet.size:
         continue  # The end of a stream.
+      unit = packet.time_base
       time = packet.dts if packet.pts is None else packet.pts
-      if time is not None:
-        after = time + (packet.duration or 0)
-        reached = max(reached, seconds(after, packet.time_base))
-      if time is not None and seconds(time, packet.time_base) >= end:
-        # Frames are not stored in the order of their times.
-        if packet.dts is None or seconds(packet.dts, packet.time_base) >= end:
-          reading.discard(packet.stream)
-        if not reading:
-          break
-        if packet.stream is not video:
-          continue
-      if packet.stream is not video:
-        if time is None or seconds(time, packet.time_base) >= start:
-          yield packet
-        continue
-      packets += 1
-      if packet.pts is not None:
-        heapq.heappush(due, packet.pts)
-      yield from inside(frames(packet))
+      reached = max(reached, seconds(time, unit) + packet.duration * unit)
+      # Frames are not stored in the order of their times, but of these.
+      if seconds(packet.dts, unit) >= end:
+        reading.discard(packet.stream)
+      if not reading:
+        break
+      if packet.stream is video:
+        packets += 1
+        yield from inside(decoder.decode(packet))
+      elif start <= seconds(time, unit) < end:
+        yield packet
     else:
-      length = (container.duration or 0) / av.time_base
       if not start and packets < video.frames:
         report.fault = f'{packets} of {video.frames} frames are there'
       elif reached < ENDED * length:
         report.fault = f'it ends after {reached:.2f} of {length:.2f} seconds'
   except av.FFmpegError as error:
     report.fault = f'it breaks off: {error.strerror}'
-  yield from inside(frames(None))
-  lost = [_Frame(time, step, None) for time in sorted(due)[:failed]]
-  yield from inside(lost)
+  yield from inside(decoder.decode(None))
 
 
 def restore_video(
@@ -297,7 +314,7 @@ def restore_video(
     with _opened(source) as container:
       copied = [] if fps else list(container.streams.audio)
       report.note = _left_out(container, copied)
-      items = ahead(_decode(container, copied, report, start=start, end=end))
+      items = ahead(_read(container, copied, report, start=start, end=end))
       items = ahead(_restore(items, enhance))
       try:
         with av.open(
@@ -354,6 +371,7 @@ def _encode(
   rate = Fraction(fps).limit_denominator(1001 * 60) if fps else None
   unit = 1 / rate if rate else source.time_base
   origin = round(start / unit)
+  convert = _converter()
   video = None
   waiting: list[_Frame | av.Packet] = []  # For the first frame.
   last, image, look = -math.inf, None, None
@@ -373,10 +391,10 @@ def _encode(
     else:
       image, look = item.image, item.look
     frame = av.VideoFrame.from_ndarray(image, format=look.array)
-    frame = frame.reformat(
-      format=video.pix_fmt, width=video.width, height=video.height,
+    frame = convert(
+      frame, format=video.pix_fmt, width=video.width, height=video.height,
       dst_colorspace=_MATRICES.get(look.matrix, look.matrix),
-      dst_color_range=look.range, interpolation=_EXACT,
+      dst_color_range=look.range,
     )  # fmt: skip
     time = report.frames if rate else item.time - origin
     last = frame.pts = max(time, last + 1)
