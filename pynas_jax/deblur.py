@@ -268,19 +268,19 @@ class _Batch:
     """Returns the file to write, or None if it is there already.
 
     Raises:
-      SettingError: If it is an input, or the result of another one.
+      FileExistsError: If it is an input, or the result of another one.
     """
     tail = f'_{self._flags.suffix}' if self._flags.suffix else ''
     path = job.folder / f'{job.source.stem}{tail}{suffix}'
     key = str(path.resolve())
     other = self._taken.setdefault(key.casefold(), job.source)
     if other != job.source:
-      raise config_lib.SettingError(
+      raise FileExistsError(
         f'{path} is the result of {other} already; restore one of them with '
         'another --suffix or --output'
       )
     if Path(key) in self._sources:
-      raise config_lib.SettingError(
+      raise FileExistsError(
         f'{path} would be overwritten, which is an input; give another '
         '--suffix or --output'
       )
@@ -324,7 +324,7 @@ class _Batch:
             if picture.note:
               _say(f'{job.source}: {picture.note}.')
         except (OSError, ValueError, NetworkError) as error:
-          self.fail(job, error)
+          self.fail(job, error)  # ValueError: too large for the format.
         finished += 1
         bar.update(finished)
 
@@ -340,7 +340,7 @@ class _Batch:
       path = self.target(job, suffix)
       picture = path and images.read(job.source, max_pixels=limit)
       return job, path, picture
-    except (OSError, ValueError) as error:
+    except (OSError, images.ImageError) as error:
       return job, None, error
 
   def videos(self) -> None:
@@ -349,9 +349,7 @@ class _Batch:
       if job.is_video:
         try:
           self._video(job)
-        except (
-          videos.VideoError, config_lib.SettingError, NetworkError, OSError,
-        ) as error:  # fmt: skip
+        except (OSError, NetworkError, videos.VideoError) as error:
           self.fail(job, error)
 
   def _video(self, job: Job) -> None:

@@ -12,6 +12,7 @@ import sys
 import zlib
 
 import cv2
+import jax
 import numpy as np
 from PIL import Image
 from PIL import ImageCms
@@ -44,6 +45,15 @@ CASES = {
 }
 DEEP = [name for name in CASES if name.startswith('deep')]
 SHALLOW = [name for name in CASES if name not in DEEP]
+
+
+@pytest.fixture(autouse=True)
+def _leave_no_trace(monkeypatch):
+  """The command sets limits of Pillow and JAX for its process, which is ours.
+  """
+  monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', Image.MAX_IMAGE_PIXELS)
+  yield
+  jax.config.update('jax_default_device', None)
 
 
 def pixels(height, width, channels=3, dtype=np.uint8, seed=0):

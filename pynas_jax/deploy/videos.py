@@ -46,7 +46,7 @@ _EXACT = (
 _BT709, _LIMITED, _FULL = 1, 1, 2  # FFmpeg's numbers: a matrix, two ranges.
 # FFmpeg's number of a matrix -> PyAV's, where they differ.
 _MATRICES = {6: 5}
-ENDED = 0.9  # Part of a video's length that must be there.
+SLACK = 1.0  # Seconds of a video's stated length that need not be there.
 DEPTH = 2  # Frames that a thread may be ahead of the next one.
 
 Enhance = Callable[[np.ndarray], np.ndarray]
@@ -273,7 +273,7 @@ def _read(
     else:
       if not start and packets < video.frames:
         report.fault = f'{packets} of {video.frames} frames are there'
-      elif reached < ENDED * length:
+      elif reached < length - SLACK:
         report.fault = f'it ends after {reached:.2f} of {length:.2f} seconds'
   except av.FFmpegError as error:
     report.fault = f'it breaks off: {error.strerror}'
@@ -365,9 +365,12 @@ def _encode(
   """Writes frames and packets."""
   source = container.streams.video[0]
   output.metadata.update(container.metadata)
-  streams = {
-    stream: output.add_stream_from_template(stream) for stream in copied
-  }
+  try:
+    streams = {
+      stream: output.add_stream_from_template(stream) for stream in copied
+    }
+  except ValueError as error:
+    raise VideoError(f'its sound cannot be copied: {error}') from error
   rate = Fraction(fps).limit_denominator(1001 * 60) if fps else None
   unit = 1 / rate if rate else source.time_base
   origin = round(start / unit)
