@@ -259,7 +259,8 @@ def _read(
         continue  # The end of a stream.
       unit = packet.time_base
       time = packet.dts if packet.pts is None else packet.pts
-      reached = max(reached, seconds(time, unit) + packet.duration * unit)
+      duration = (packet.duration or 0) * unit
+      reached = max(reached, seconds(time, unit) + duration)
       # Frames are not stored in the order of their times, but of these.
       if seconds(packet.dts, unit) >= end:
         reading.discard(packet.stream)
