@@ -281,6 +281,101 @@ def _read(
   yield from inside(decoder.decode(None))
 
 
+class _Encoder:
+  """Writes frames of the size of the first one, and packets of other streams.
+  """
+
+  def __init__(
+    self,
+    output: av.container.OutputContainer,
+    container: av.container.InputContainer,
+    copied: list[av.AudioStream],
+    report: Report,
+    *,
+    fps: float | None,
+    start: float,
+  ):
+    self._output, self._report, self._start = output, report, start
+    self._source = container.streams.video[0]
+    self._rate = fps and Fraction(fps).limit_denominator(1001 * 60)
+    self._unit = 1 / self._rate if self._rate else self._source.time_base
+    self._convert = _converter()
+    self._video: av.VideoStream | None = None
+    self._waiting: list[_Frame | av.Packet] = []  # For the first frame.
+    self._shown = _Frame(0, 0)  # The last one that has an image.
+    self._last = -math.inf
+    output.metadata.update(container.metadata)
+    try:
+      self._streams = {
+        stream: output.add_stream_from_template(stream) for stream in copied
+      }
+    except ValueError as error:
+      raise VideoError(f'its sound cannot be copied: {error}') from error
+
+  def write(self, item: _Frame | av.Packet) -> None:
+    """Writes what comes next; all of it once the first image is there."""
+    self._waiting.append(item)
+    if isinstance(item, _Frame) and item.image is not None:
+      self._shown = item
+      self._video = self._video or self._add_video(item)
+    if self._video is not None:
+      for each in self._waiting:
+        (self._frame if isinstance(each, _Frame) else self._packet)(each)
+      self._waiting.clear()
+
+  def finish(self) -> None:
+    """Writes the frames that the encoder holds back."""
+    if self._video is not None:
+      self._output.mux(self._video.encode())
+
+  def _packet(self, packet: av.Packet) -> None:
+    shift = round(self._start / packet.time_base)
+    packet.pts, packet.dts = (
+      None if time is None else time - shift
+      for time in (packet.pts, packet.dts)
+    )
+    packet.stream = self._streams[packet.stream]
+    self._output.mux(packet)
+
+  def _frame(self, item: _Frame) -> None:
+    self._report.repeated += item.image is None
+    look, video = self._shown.look, self._video
+    frame = av.VideoFrame.from_ndarray(self._shown.image, format=look.array)
+    frame = self._convert(
+      frame, format=video.pix_fmt, width=video.width, height=video.height,
+      dst_colorspace=_MATRICES.get(look.matrix, look.matrix),
+      dst_color_range=look.range,
+    )  # fmt: skip
+    frame.time_base = self._unit
+    if self._rate:
+      frame.pts = self._report.frames
+    else:
+      time = item.time - round(self._start / self._unit)
+      self._last = frame.pts = max(time, self._last + 1)
+      frame.duration = item.duration
+    self._output.mux(video.encode(frame))
+    self._report.frames += 1
+
+  def _add_video(self, first: _Frame) -> av.VideoStream:
+    """Returns the stream for frames like the first one."""
+    height, width = first.image.shape[:2]
+    source, look = self._source, first.look
+    video = self._output.add_stream(
+      _CODEC, rate=self._rate or source.average_rate or 25, options=_OPTIONS
+    )
+    video.width, video.height = width, height
+    video.pix_fmt = look.stored(height, width)
+    context = video.codec_context
+    context.time_base = self._unit
+    context.colorspace, context.color_range = look.matrix, look.range
+    context.color_primaries, context.color_trc = look.primaries, look.transfer
+    shape = source.sample_aspect_ratio
+    if shape and shape != 1:
+      turned = (width < height) != (source.width < source.height)
+      context.sample_aspect_ratio = 1 / shape if turned else shape
+    return video
+
+
 def restore_video(
   source: Path,
   target: Path,
@@ -321,8 +416,13 @@ def restore_video(
         with av.open(
           f'file:{partial}', 'w', format=_MUXERS[target.suffix]
         ) as output, contextlib.closing(items):
-          _encode(output, items, container, copied, report, fps=fps,
-                  start=start, on_frame=on_frame)  # fmt: skip
+          encoder = _Encoder(
+            output, container, copied, report, fps=fps, start=start
+          )
+          for item in items:
+            encoder.write(item)
+            on_frame(report.frames)
+          encoder.finish()
       except av.FFmpegError as error:
         raise VideoError(f'{target} cannot be written: {error}') from error
     if not report.frames:
@@ -350,103 +450,6 @@ def _restore(
       if isinstance(item, _Frame) and item.image is not None:
         item = dataclasses.replace(item, image=enhance(item.image))
       yield item
-
-
-def _encode(
-  output: av.container.OutputContainer,
-  items: Iterable[_Frame | av.Packet],
-  container: av.container.InputContainer,
-  copied: list[av.AudioStream],
-  report: Report,
-  *,
-  fps: float | None,
-  start: float,
-  on_frame: Callable[[int], None],
-) -> None:
-  """Writes frames and packets."""
-  source = container.streams.video[0]
-  output.metadata.update(container.metadata)
-  try:
-    streams = {
-      stream: output.add_stream_from_template(stream) for stream in copied
-    }
-  except ValueError as error:
-    raise VideoError(f'its sound cannot be copied: {error}') from error
-  rate = Fraction(fps).limit_denominator(1001 * 60) if fps else None
-  unit = 1 / rate if rate else source.time_base
-  origin = round(start / unit)
-  convert = _converter()
-  video = None
-  waiting: list[_Frame | av.Packet] = []  # For the first frame.
-  last, image, look = -math.inf, None, None
-
-  def put(item: _Frame | av.Packet) -> None:
-    nonlocal last, image, look
-    if isinstance(item, av.Packet):
-      shift = round(start / item.time_base)
-      item.pts, item.dts = (
-        None if time is None else time - shift for time in (item.pts, item.dts)
-      )
-      item.stream = streams[item.stream]
-      output.mux(item)
-      return
-    if item.image is None:
-      report.repeated += 1
-    else:
-      image, look = item.image, item.look
-    frame = av.VideoFrame.from_ndarray(image, format=look.array)
-    frame = convert(
-      frame, format=video.pix_fmt, width=video.width, height=video.height,
-      dst_colorspace=_MATRICES.get(look.matrix, look.matrix),
-      dst_color_range=look.range,
-    )  # fmt: skip
-    time = report.frames if rate else item.time - origin
-    last = frame.pts = max(time, last + 1)
-    frame.time_base = unit
-    if not rate:
-      frame.duration = item.duration
-    output.mux(video.encode(frame))
-    report.frames += 1
-    on_frame(report.frames)
-
-  for item in items:
-    if video is None:
-      waiting.append(item)
-      if isinstance(item, _Frame) and item.image is not None:
-        video = _add_video(output, item, source, rate, unit)
-        image, look = item.image, item.look
-        for item in waiting:
-          put(item)
-    else:
-      put(item)
-  if video is not None:
-    output.mux(video.encode())
-
-
-def _add_video(
-  output: av.container.OutputContainer,
-  first: _Frame,
-  source: av.VideoStream,
-  rate: Fraction | None,
-  unit: Fraction,
-) -> av.VideoStream:
-  """Returns the stream for frames like the first one."""
-  height, width = first.image.shape[:2]
-  video = output.add_stream(
-    _CODEC, rate=rate or source.average_rate or 25, options=_OPTIONS
-  )
-  video.width, video.height = width, height
-  video.pix_fmt = first.look.stored(height, width)
-  context = video.codec_context
-  context.time_base = unit
-  context.colorspace, context.color_range = first.look.matrix, first.look.range
-  context.color_primaries = first.look.primaries
-  context.color_trc = first.look.transfer
-  shape = source.sample_aspect_ratio
-  if shape and shape != 1:
-    turned = (width < height) != (source.width < source.height)
-    context.sample_aspect_ratio = 1 / shape if turned else shape
-  return video
 
 
 def restore_raw(
