@@ -2,9 +2,9 @@
 
 Pixels are uint8 or uint16 [H, W, C], upright: C is 1 (gray), 2 (gray, alpha),
 3 (RGB) or 4 (RGB, alpha). A lossless file that is read and written has the same
-pixels, and its EXIF, XMP and colour profile; the orientation is applied, and
-its tag removed. Palettes become RGB, and CMYK too: to restore ink by ink is
-meaningless, and a CMYK profile cannot stay with RGB.
+pixels, and its EXIF and colour profile, in JPEG and WebP also XMP; the
+orientation is applied, and its tag removed. Palettes become RGB, and CMYK too:
+to restore ink by ink is meaningless, and a CMYK profile cannot stay with RGB.
 """
 
 from __future__ import annotations
