@@ -364,8 +364,14 @@ class _Batch:
       began = time.monotonic()
 
       def on_frame(frames: int) -> None:
-        pace = frames / (time.monotonic() - began)
-        bar.update(min(frames, expected), **{'frames/s': pace})
+        nonlocal began
+        figures = {}
+        if frames > 1:
+          pace = (frames - 1) / (time.monotonic() - began)
+          figures = {'frames/s': pace}
+        else:  # The first one waits for the compiler.
+          began = time.monotonic()
+        bar.update(min(frames, expected), **figures)
 
       report = videos.restore_video(
         job.source, path, self._enhance, fps=flags.fps, start=flags.start,
