@@ -21,7 +21,6 @@ from typing import Any, Self
 from rich import console as rich_console
 from rich import progress as rich_progress
 from rich import table as rich_table
-import tensorboardX
 
 FILE_NAME = 'metrics.jsonl'
 PLAIN_SECONDS = 10.0  # Between lines of progress where there is no terminal.
@@ -90,7 +89,7 @@ class Logbook:
     self._workdir = pathlib.Path(workdir)
     self._workdir.mkdir(parents=True, exist_ok=True)
     self._path = self._workdir / FILE_NAME
-    self._writers: dict[str, tensorboardX.SummaryWriter] = {}
+    self._writers: dict[str, Any] = {}  # tensorboardX.SummaryWriter.
     self._open(read_records(workdir))
 
   def _open(self, records: Sequence[Mapping[str, Any]]) -> None:
@@ -117,6 +116,8 @@ class Logbook:
     self._mirror(record)
 
   def _mirror(self, record: Mapping[str, Any]) -> None:
+    import tensorboardX  # Seconds, where it finds PyTorch: for runs alone.
+
     stage = record['stage']
     if stage not in self._writers:
       self._writers[stage] = tensorboardX.SummaryWriter(

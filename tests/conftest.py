@@ -53,3 +53,23 @@ def shared() -> pathlib.Path:
   if not path.is_dir():
     pytest.skip(f'{path} is not there: it holds reference images and weights')
   return path
+
+
+@pytest.fixture(scope='session')
+def identity(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+  """A real network whose weights are all zero: it returns what it is given."""
+  from pynas_jax import genotype
+  from pynas_jax import spaces
+  from pynas_jax.deploy import restorer
+  from pynas_jax.spaces import base
+
+  cells = ('zero', 'zero')
+  net = genotype.PyramidGenotype(
+    scales=(genotype.ScaleGenotype(1, cells, cells),), widths=(2, 2),
+    cells_per_stage=1,
+  )  # fmt: skip
+  module = spaces.space_of(net).network(net)
+  params = base.init_params(jax.random.key(0), module)
+  params = jax.tree.map(lambda x: 0 * x, params)
+  path = tmp_path_factory.mktemp('identity') / 'network'
+  return restorer.Restorer(net, params).save(path)

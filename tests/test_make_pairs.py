@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 
+import av
 import numpy as np
 from PIL import Image
 import pytest
@@ -22,7 +23,6 @@ from pynas_jax.data import make_pairs
 from pynas_jax.data import shutter
 from pynas_jax.data import sources
 
-av = pytest.importorskip('av')
 cv2 = pytest.importorskip('cv2')
 
 HEIGHT, WIDTH = 64, 96
@@ -803,7 +803,7 @@ def test_without_the_extra_it_says_how_to_get_it(tmp_path):
   )
   assert done.returncode == 2
   assert done.stderr == (
-    "Error: PyAV or OpenCV is missing; pip install 'pynas-jax[video]'.\n"
+    "Error: OpenCV is missing; pip install 'pynas-jax[video]'.\n"
   )
 
 

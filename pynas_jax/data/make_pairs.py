@@ -31,6 +31,7 @@ import sys
 import threading
 from typing import Any
 
+import av
 import numpy as np
 from PIL import Image
 from PIL import ImageDraw
@@ -42,10 +43,9 @@ from pynas_jax.data import shutter
 from pynas_jax.data import video as video_lib
 
 try:
-  import av
   import cv2
 except ImportError:  # An extra; `main` says how to get it.
-  av = cv2 = None
+  cv2 = None
 
 MANIFEST, PAIRS, LEFT_OUT = 'manifest.json', 'pairs.jsonl', 'left_out.jsonl'
 SHEET = 'contact_sheet.jpg'
@@ -679,9 +679,9 @@ def _failed(message: object, status: int = 1) -> int:
 
 def _run(argv: Sequence[str]) -> int:
   flags, settings = _read_flags(argv)
-  if av is None or cv2 is None:
+  if cv2 is None:
     raise config_lib.SettingError(
-      "PyAV or OpenCV is missing; pip install 'pynas-jax[video]'."
+      "OpenCV is missing; pip install 'pynas-jax[video]'."
     )
   _check_videos(flags)
   videos = _open(flags, settings)

@@ -1,7 +1,6 @@
 """Frames of a video file, and its shots, by PyAV.
 
-Frames are RGB uint8[H, W, 3], upright. Needs PyAV and OpenCV, of the extra
-'video'.
+Frames are RGB uint8[H, W, 3], upright. Needs OpenCV, of the extra 'video'.
 """
 
 from __future__ import annotations
@@ -11,15 +10,15 @@ from collections.abc import Callable, Iterator
 import contextlib
 import pathlib
 
+import av
 import numpy as np
 
 from pynas_jax import config as config_lib
 
 try:
-  import av
   import cv2
 except ImportError:  # An extra; `make_pairs` says how to get it.
-  av = cv2 = None
+  cv2 = None
 
 # Colours of neighbouring frames of one shot overlap by 86% or more in videos of
 # moving cameras, those of different shots by 74% at most.

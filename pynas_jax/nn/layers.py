@@ -73,6 +73,21 @@ class Layer:
       pixels //= 4 if self.kind == 'down' else 1
     return params, macs * pixels
 
+  @property
+  def reach(self) -> int:
+    """Pixels of the input, to each side, that a pixel of the output sees."""
+    return {'cell': ops.REACH.get(self.operator, 1), 'fuse': 0}.get(
+      self.kind, 1
+    )
+
+  @property
+  def values(self) -> int:
+    """Numbers of the feature maps in and out, for a frame."""
+    pixels = self.batch * self.height * self.width
+    maps = 2 if self.kind == 'fuse' else 1
+    out = {'down': pixels // 4, 'up': 4 * pixels}.get(self.kind, pixels)
+    return maps * pixels * self.c_in + out * self.c_out
+
   def module(self, dtype: str = 'float32') -> nn.Module:
     """Returns the layer as a module, to be timed."""
     dtype = jnp.dtype(dtype)

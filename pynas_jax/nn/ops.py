@@ -198,6 +198,8 @@ OPS: dict[str, Callable[..., nn.Module]] = {
   'zero': Zero,
   'conv_3x3_x2': DoubleConv,
 }
+# Pixels to each side that an operator looks at, where it is not 1.
+REACH = {'conv_5x5': 2, 'conv_3x3_dil2': 2, 'zero': 0, 'conv_3x3_x2': 2}
 NOT_ACTIVATED = ('conv_3x3_x2',)
 
 

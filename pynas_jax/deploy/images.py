@@ -1,0 +1,327 @@
+"""Picture files, in and out, with all that is not to be restored.
+
+Pixels are uint8 or uint16 [H, W, C], upright: C is 1 (gray), 2 (gray, alpha),
+3 (RGB) or 4 (RGB, alpha). A lossless file that is read and written has the same
+pixels, and its EXIF and colour profile, in JPEG and WebP also XMP; the
+orientation is applied, and its tag removed. Palettes become RGB, and CMYK too:
+to restore ink by ink is meaningless, and a CMYK profile cannot stay with RGB.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+import contextlib
+import dataclasses
+import io
+import os
+from pathlib import Path
+import struct
+from typing import Any
+import zlib
+
+import av
+import numpy as np
+from PIL import ExifTags
+from PIL import Image
+from PIL import ImageCms
+from PIL import ImageOps
+from PIL import TiffImagePlugin
+
+MAX_PIXELS = 178_956_970  # More than that Pillow takes for an attack.
+# Pillow's formats that are read -> the suffix of what is written.
+FORMATS = {
+  'PNG': '.png', 'JPEG': '.jpg', 'MPO': '.jpg', 'WEBP': '.webp',
+  'TIFF': '.tif', 'BMP': '.bmp', 'PPM': '.png',
+}  # fmt: skip
+_OPENED = tuple(name for name in FORMATS if name != 'MPO')  # It opens as JPEG.
+EXTENSIONS = ('png', 'jpg', 'webp')
+_NO_ALPHA = ('.jpg', '.bmp')
+# Pillow's modes -> those that hold them, without alpha.
+_MODES = {
+  '1': 'L', 'L': 'L', 'LA': 'L', 'P': 'RGB', 'PA': 'RGB', 'RGB': 'RGB',
+  'RGBA': 'RGB', 'RGBX': 'RGB', 'YCbCr': 'RGB', 'CMYK': 'RGB',
+}  # fmt: skip
+# Pillow shortens colours to 8 bits, FFmpeg does not; its names of formats.
+_DEMUXERS = {'PNG': 'png_pipe', 'TIFF': 'tiff_pipe', 'PPM': 'ppm_pipe'}
+_QUALITY = 95
+_SAVE = {
+  '.png': {},
+  '.bmp': {},
+  '.jpg': {'quality': _QUALITY, 'subsampling': 0},
+  '.webp': {'quality': _QUALITY},
+}
+# EXIF orientation -> what makes the picture upright.
+_UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+  2: lambda x: x[:, ::-1],
+  3: lambda x: x[::-1, ::-1],
+  4: lambda x: x[::-1],
+  5: lambda x: x.swapaxes(0, 1),
+  6: lambda x: x[::-1].swapaxes(0, 1),
+  7: lambda x: x[::-1, ::-1].swapaxes(0, 1),
+  8: lambda x: x[:, ::-1].swapaxes(0, 1),
+}
+# The tags of a TIFF file that describe the picture, not how it is stored.
+_DESCRIPTIVE = (
+  'ImageDescription', 'Make', 'Model', 'Software', 'DateTime', 'Artist',
+  'Copyright', 'ExifOffset', 'GPSInfo',
+)  # fmt: skip
+
+
+class ImageError(ValueError):
+  """A picture that cannot be read; the message says why, not which."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+  """A decoded file.
+
+  Attributes:
+    pixels: u8 or u16[H, W, C], upright.
+    lossless: Whether the file held exactly these pixels.
+    metadata: `exif`, `icc_profile`, `xmp` and `dpi`, of what there is.
+    note: What cannot be kept, for people; '' if nothing.
+  """
+
+  pixels: np.ndarray
+  lossless: bool
+  metadata: dict[str, Any]
+  note: str = ''
+
+
+@contextlib.contextmanager
+def _opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
+  """Opens a file whose header is that of one picture of allowed size."""
+  too_large = ImageError(
+    f'it has more than {max_pixels:,} pixels; raise --max_pixels to trust it'
+  )
+  try:
+    with Image.open(path, formats=_OPENED) as image:
+      if image.width * image.height > max_pixels:
+        raise too_large
+      count = getattr(image, 'n_frames', 1)
+      if count > 1 and image.format != 'MPO':  # A phone's JPEG with a preview.
+        raise ImageError(f'it has {count} frames; expected one picture')
+      if image.mode not in _MODES and not _is_deep(image):
+        raise ImageError(
+          f'its pixels are of mode {image.mode}; expected gray, palette, RGB '
+          'or CMYK, of 8 or 16 bits'
+        )
+      yield image
+  except ImageError:
+    raise
+  except Image.UnidentifiedImageError:
+    raise ImageError(
+      'it is no picture, whatever its name says; expected '
+      'PNG, JPEG, WebP, TIFF, BMP or PPM'
+    ) from None
+  except Image.DecompressionBombError:
+    raise too_large from None
+  except Exception as error:  # Damaged files make decoders raise anything.
+    raise ImageError(f'it is truncated or damaged: {error}') from error
+
+
+def _is_deep(image: Image.Image) -> bool:
+  """Returns whether a file has 16 bits a channel; before it is decoded."""
+  raw_modes = [str(tile[3]) for tile in image.tile]
+  return image.format in _DEMUXERS and any(';16' in raw for raw in raw_modes)
+
+
+def output_suffix(
+  path: Path, ext: str = 'auto', *, max_pixels: int = MAX_PIXELS
+) -> str:
+  """Returns the suffix of the file to write, from the header of one.
+
+  Args:
+    path: A picture.
+    ext: One of `EXTENSIONS`, or 'auto' for its own. PNG takes its place where
+      it cannot hold alpha or 16 bits.
+    max_pixels: Largest picture to be read.
+
+  Raises:
+    ImageError: If it is no picture, or too large.
+  """
+  with _opened(path, max_pixels) as image:
+    suffix = FORMATS[image.format] if ext == 'auto' else f'.{ext}'
+    alpha = image.has_transparency_data and suffix in _NO_ALPHA
+    deep = _is_deep(image) and suffix != '.tif'
+    return '.png' if alpha or deep else suffix
+
+
+def read(path: Path, *, max_pixels: int = MAX_PIXELS) -> Picture:
+  """Decodes a picture.
+
+  Raises:
+    ImageError: If it is no picture, too large, truncated or damaged.
+  """
+  with _opened(path, max_pixels) as image:
+    deep = _is_deep(image)
+    lossless = image.format not in ('JPEG', 'MPO')
+    if image.format == 'WEBP':
+      lossless = b'VP8L' in path.read_bytes()
+    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    image.load()  # Also finds what is truncated, where FFmpeg does not.
+    upright = ImageOps.exif_transpose(image)
+    metadata = _metadata(image, upright)
+    note = ''
+    if deep:
+      pixels = _read_deep(path, _DEMUXERS[image.format])
+      pixels = _UPRIGHT.get(orientation, lambda x: x)(pixels)
+    else:
+      if image.mode == 'CMYK':
+        note = 'CMYK is written as RGB'
+        upright = _from_cmyk(upright)
+        metadata.pop('icc_profile', None)
+      mode = _MODES[upright.mode] + 'A' * upright.has_transparency_data
+      pixels = np.asarray(upright.convert(mode))
+      pixels = pixels.reshape(*pixels.shape[:2], -1)
+  return Picture(pixels, lossless, metadata, note)
+
+
+def _read_deep(path: Path, demuxer: str) -> np.ndarray:
+  """Returns u16[H, W, C] as the file has them, not yet upright."""
+  with av.open(f'file:{path}', format=demuxer) as container:
+    frame = next(container.decode(video=0))
+  layout = frame.format
+  if len(frame.planes) > 1 or any(c.bits != 16 for c in layout.components):
+    raise ImageError(f'its pixels are stored as {layout.name}; try a PNG')
+  kind = np.dtype('u2').newbyteorder('>' if layout.is_big_endian else '<')
+  rows = np.frombuffer(frame.planes[0], kind).reshape(frame.height, -1)
+  shape = (frame.height, frame.width, len(layout.components))
+  return rows[:, : shape[1] * shape[2]].reshape(shape).astype(np.uint16)
+
+
+def _from_cmyk(image: Image.Image) -> Image.Image:
+  """Converts to sRGB by the picture's profile, if it has a good one."""
+  try:
+    profile = io.BytesIO(image.info['icc_profile'])
+    return ImageCms.profileToProfile(
+      image, ImageCms.ImageCmsProfile(profile), ImageCms.createProfile('sRGB'),
+      outputMode='RGB',
+    )  # fmt: skip
+  except (KeyError, OSError, ImageCms.PyCMSError):
+    return image.convert('RGB')
+
+
+def _metadata(image: Image.Image, upright: Image.Image) -> dict[str, Any]:
+  """Returns what `Image.save` takes to keep what describes a picture."""
+  names = ('icc_profile', 'xmp', 'dpi', 'exif')
+  kept = {name: upright.info[name] for name in names if upright.info.get(name)}
+  exif = upright.getexif()
+  if image.format == 'TIFF':
+    exif = image.getexif()
+    for tag in set(exif) - {ExifTags.Base[name] for name in _DESCRIPTIVE}:
+      del exif[tag]
+  if exif and 'exif' not in kept:
+    kept['exif'] = exif.tobytes()
+  return kept
+
+
+def restore(
+  pixels: np.ndarray, network: Callable[[np.ndarray], np.ndarray]
+) -> np.ndarray:
+  """Restores all channels but alpha.
+
+  Args:
+    pixels: u8 or u16[H, W, C]; gray goes through the network as RGB, and
+      comes back as the mean.
+    network: [H, W, 3] -> [H, W, 3], uint8 or float32 in [0, 1].
+
+  Returns:
+    Of the same shape and type.
+  """
+  colours = 3 if pixels.shape[2] > 2 else 1
+  image = pixels[..., :colours]
+  if colours == 1:
+    image = np.repeat(image, 3, axis=2)
+  if pixels.dtype == np.uint16:
+    restored = network(image.astype(np.float32) / 65535)
+    restored = np.rint(restored * 65535).astype(np.uint16)
+  else:
+    restored = network(image)
+  if colours == 1:
+    mean = restored.mean(axis=2, keepdims=True, dtype=np.float32)
+    restored = np.rint(mean).astype(pixels.dtype)
+  return np.concatenate([restored, pixels[..., colours:]], axis=2)
+
+
+def write(path: Path, picture: Picture) -> None:
+  """Writes a picture in one step, so that no reader meets half of it.
+
+  Args:
+    path: A new file; its suffix is one that `output_suffix` returns.
+    picture: The picture. Its metadata are kept, and it is stored without loss
+      if it was before, unless as JPEG.
+  """
+  suffix, pixels, kept = path.suffix, picture.pixels, picture.metadata
+  partial = path.with_name(f'{path.name}.tmp')
+  try:
+    with partial.open('wb') as file:
+      if suffix == '.tif':
+        file.write(_tiff(pixels, kept))
+      elif pixels.dtype == np.uint16:
+        file.write(_png16(pixels, kept))
+      else:
+        options = _SAVE[suffix] | kept
+        if suffix == '.webp' and picture.lossless:
+          options |= {'lossless': True, 'exact': True}
+        squeezed = pixels[..., 0] if pixels.shape[2] == 1 else pixels
+        Image.fromarray(np.ascontiguousarray(squeezed)).save(
+          file, Image.registered_extensions()[suffix], **options
+        )
+    os.replace(partial, path)
+  finally:
+    partial.unlink(missing_ok=True)
+
+
+def _png16(pixels: np.ndarray, kept: dict[str, Any]) -> bytes:
+  """Encodes u16[H, W, C] as PNG, which Pillow cannot."""
+  height, width, channels = pixels.shape
+  rows = np.ascontiguousarray(pixels.astype('>u2')).view(np.uint8)
+  rows = rows.reshape(height, -1)
+  filtered = np.full((height, rows.shape[1] + 1), 2, np.uint8)  # 2: "up".
+  filtered[0, 1:] = rows[0]
+  np.subtract(rows[1:], rows[:-1], out=filtered[1:, 1:])
+  colour_type = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+  header = struct.pack('>2I5B', width, height, 16, colour_type, 0, 0, 0)
+  chunks = [(b'IHDR', header)]
+  if 'icc_profile' in kept:
+    profile = zlib.compress(kept['icc_profile'])
+    chunks.append((b'iCCP', b'ICC Profile\0\0' + profile))
+  if 'exif' in kept:
+    chunks.append((b'eXIf', kept['exif'].removeprefix(b'Exif\0\0')))
+  chunks += [(b'IDAT', zlib.compress(filtered.tobytes())), (b'IEND', b'')]
+  return b'\x89PNG\r\n\x1a\n' + b''.join(
+    struct.pack('>I', len(data)) + name + data
+    + struct.pack('>I', zlib.crc32(name + data))
+    for name, data in chunks
+  )  # fmt: skip
+
+
+def _tiff(pixels: np.ndarray, kept: dict[str, Any]) -> bytes:
+  """Encodes u8 or u16[H, W, C] as TIFF; Pillow has no 16 bits, or no EXIF."""
+  height, width, channels = pixels.shape
+  depth = 8 * pixels.itemsize
+  data = zlib.compress(np.ascontiguousarray(pixels, f'<u{depth // 8}'))
+  tags = TiffImagePlugin.ImageFileDirectory_v2()
+  exif = Image.Exif()
+  exif.load(kept.get('exif', b''))
+  for tag in exif:
+    directory = tag in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)
+    value = exif.get_ifd(tag) if directory else exif[tag]
+    if value:
+      tags[tag] = value
+  tags[TiffImagePlugin.IMAGEWIDTH] = width
+  tags[TiffImagePlugin.IMAGELENGTH] = height
+  tags[TiffImagePlugin.BITSPERSAMPLE] = (depth,) * channels
+  tags[TiffImagePlugin.COMPRESSION] = 8  # Deflate.
+  photometric = 2 if channels > 2 else 1  # RGB, or black is zero.
+  tags[TiffImagePlugin.PHOTOMETRIC_INTERPRETATION] = photometric
+  tags[TiffImagePlugin.SAMPLESPERPIXEL] = channels
+  tags[TiffImagePlugin.ROWSPERSTRIP] = height
+  if channels in (2, 4):
+    tags[TiffImagePlugin.EXTRASAMPLES] = 2  # Alpha, not premultiplied.
+  if 'icc_profile' in kept:
+    tags[TiffImagePlugin.ICCPROFILE] = kept['icc_profile']
+  tags[TiffImagePlugin.STRIPOFFSETS] = 0  # Counted from the end of the tags.
+  tags[TiffImagePlugin.STRIPBYTECOUNTS] = len(data)
+  return b'II*\0' + struct.pack('<I', 8) + tags.tobytes(8) + data

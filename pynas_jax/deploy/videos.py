@@ -1,0 +1,488 @@
+"""Video files, in and out, by PyAV: frames are restored, the rest is kept.
+
+Frames are uint8 [H, W, 3] or, of video deeper than 8 bits, uint16. Kept are
+their number and times, the kind of pixels, the colours' matrix and range, and
+the sound, packet by packet. What a phone turned is written upright. Decoding,
+restoring and encoding each have a thread; few frames are in memory at a time.
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Callable, Iterable, Iterator
+from concurrent import futures
+import contextlib
+import dataclasses
+from fractions import Fraction
+import functools
+import heapq
+import math
+import os
+from pathlib import Path
+from typing import BinaryIO
+
+import av
+from av.video.reformatter import Interpolation
+from av.video.reformatter import VideoReformatter
+import numpy as np
+
+SUFFIXES = (
+  '.3gp', '.avi', '.flv', '.m2ts', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg',
+  '.mpg', '.mts', '.ts', '.webm', '.wmv',
+)  # fmt: skip
+# MP4 tells times exactly; these are kept as they are, or hold what MP4 cannot.
+_OUTPUT = {'.mkv': '.mkv', '.webm': '.mkv', '.mov': '.mov', '.m4v': '.m4v'}
+_MUXERS = {'.mkv': 'matroska', '.mov': 'mov', '.m4v': 'mp4', '.mp4': 'mp4'}
+_CODEC = 'libx264'
+# Hardly to be told from the frames, and encoded faster than they are restored.
+_OPTIONS = {'crf': '16', 'preset': 'veryfast'}
+# Without the last two, FFmpeg darkens a frame by a level on its way to RGB and
+# back; with them and BILINEAR, it makes noise of 10 bits.
+_EXACT = (
+  Interpolation.BICUBIC
+  | Interpolation.ACCURATE_RND
+  | Interpolation.FULL_CHR_H_INT
+)
+_BT709, _LIMITED, _FULL = 1, 1, 2  # FFmpeg's numbers: a matrix, two ranges.
+# FFmpeg's number of a matrix -> PyAV's, where they differ.
+_MATRICES = {6: 5}
+SLACK = 1.0  # Seconds of a video's stated length that need not be there.
+DEPTH = 2  # Frames that a thread may be ahead of the next one.
+
+Enhance = Callable[[np.ndarray], np.ndarray]
+
+
+class VideoError(ValueError):
+  """A video that cannot be restored; the message says why, not which."""
+
+
+@dataclasses.dataclass
+class Report:
+  """What became of a video.
+
+  Attributes:
+    frames: Frames written.
+    repeated: Those of them that could not be decoded, and are the one before.
+    fault: Why not all of it was read; '' if it was.
+    note: What is not kept; '' if nothing.
+  """
+
+  frames: int = 0
+  repeated: int = 0
+  fault: str = ''
+  note: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
+class _Look:
+  """How frames are stored: pixels, and FFmpeg's numbers of their colours."""
+
+  format: av.VideoFormat
+  matrix: int
+  range: int
+  primaries: int
+  transfer: int
+
+  @classmethod
+  def of(cls, frame: av.VideoFrame) -> _Look:
+    matrix, range_ = frame.colorspace, frame.color_range
+    if frame.format.is_rgb:
+      matrix, range_ = _BT709, _LIMITED
+    elif len(frame.format.components) == 1:
+      range_ = _FULL  # FFmpeg takes gray for that, whatever it is tagged.
+    return cls(
+      frame.format, matrix, range_, frame.color_primaries, frame.color_trc
+    )
+
+  @property
+  def deep(self) -> bool:
+    return max(part.bits for part in self.format.components) > 8
+
+  @property
+  def array(self) -> str:
+    """The format of frames in memory."""
+    return 'rgb48le' if self.deep else 'rgb24'
+
+  def stored(self, height: int, width: int) -> str:
+    """Returns the encoder's format that is most like this one."""
+    bits = '10le' if self.deep else ''
+    if len(self.format.components) == 1 and not self.format.is_rgb:
+      return f'gray{bits}'
+    share = (self.format.chroma_width(64), self.format.chroma_height(64))
+    chroma = {(32, 32): '420', (32, 64): '422'}.get(share, '444')
+    # The encoder halves no odd number.
+    if width % 2 or (chroma == '420' and height % 2):
+      chroma = '444'
+    return f'yuv{chroma}p{bits}'
+
+
+@dataclasses.dataclass(frozen=True)
+class _Frame:
+  """A frame at a time, counted in the stream's units."""
+
+  time: int
+  duration: int
+  image: np.ndarray | None = None  # None if it could not be decoded.
+  look: _Look | None = None
+
+
+def ahead(items: Iterable, depth: int = DEPTH) -> Iterator:
+  """Yields items that are made in a thread, `depth` of them in advance.
+
+  >>> list(ahead(x * x for x in range(4)))
+  [0, 1, 4, 9]
+  """
+  items, end = iter(items), object()
+  pool = futures.ThreadPoolExecutor(1)
+  try:
+    made = collections.deque(
+      pool.submit(next, items, end) for _ in range(depth)
+    )
+    while (item := made.popleft().result()) is not end:
+      made.append(pool.submit(next, items, end))
+      yield item
+  finally:
+    pool.shutdown(cancel_futures=True)
+
+
+def output_suffix(path: Path) -> str:
+  """Returns the suffix of the video to write.
+
+  >>> output_suffix(Path('a.WEBM')), output_suffix(Path('b.avi'))
+  ('.mkv', '.mp4')
+  """
+  return _OUTPUT.get(path.suffix.lower(), '.mp4')
+
+
+def expected_frames(path: Path, *, start: float, end: float) -> int:
+  """Returns about how many frames are between two times, in seconds."""
+  with _opened(path) as container:
+    stream = container.streams.video[0]
+    seconds = (container.duration or 0) / av.time_base
+    rate = float(stream.average_rate or 0)
+    if seconds and (start > 0 or end < seconds):
+      return max(1, round((min(end, seconds) - start) * rate))
+    return stream.frames or max(1, round(seconds * rate))
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[av.container.InputContainer]:
+  """Opens a video; as a file, since a name can look like another protocol."""
+  try:
+    with av.open(f'file:{path}') as container:
+      if not container.streams.video:
+        raise VideoError('it has no video stream')
+      yield container
+  except av.FFmpegError as error:
+    raise VideoError(f'it cannot be read: {error.strerror}') from error
+
+
+def _converter() -> Callable[..., av.VideoFrame]:
+  """Returns a function that changes the format of frames."""
+  # One for all frames: each would make tables and threads of its own.
+  return functools.partial(
+    VideoReformatter().reformat, interpolation=_EXACT, threads=1
+  )
+
+
+class _Decoder:
+  """Packets in, frames out; a packet that is damaged yields one without image.
+  """
+
+  def __init__(self, stream: av.VideoStream):
+    self._context = stream.codec_context
+    self._step = round(1 / (stream.time_base * (stream.average_rate or 25)))
+    self._convert = _converter()
+    self._due: list[int] = []  # Times of packets whose frames are to come.
+    self._failed = 0  # Packets of which there will be none.
+    self._last = -self._step
+
+  def decode(self, packet: av.Packet | None) -> Iterator[_Frame]:
+    """Yields the frames that a packet completes; None completes the last."""
+    if packet is not None and packet.pts is not None:
+      heapq.heappush(self._due, packet.pts)
+    try:
+      decoded = self._context.decode(packet)
+    except av.FFmpegError:
+      self._failed += 1
+      decoded = []
+    for frame in decoded:
+      yield from self._frames(frame)
+    if packet is None:
+      for time in sorted(self._due)[: self._failed]:
+        yield _Frame(time, self._step)
+
+  def _frames(self, frame: av.VideoFrame) -> Iterator[_Frame]:
+    """Yields those that are missing before a frame, and the frame."""
+    time = self._last + self._step if frame.pts is None else frame.pts
+    while self._due and self._due[0] <= time:
+      missing = heapq.heappop(self._due)
+      if missing < time and self._failed:
+        self._failed -= 1
+        yield _Frame(missing, self._step)
+    self._last = time
+    look = _Look.of(frame)
+    rgb = self._convert(frame, format=look.array).to_ndarray()
+    image = np.ascontiguousarray(np.rot90(rgb, frame.rotation // 90))
+    yield _Frame(time, frame.duration or self._step, image, look)
+
+
+def _read(
+  container: av.container.InputContainer,
+  copied: list[av.AudioStream],
+  report: Report,
+  *,
+  start: float,
+  end: float,
+) -> Iterator[_Frame | av.Packet]:
+  """Yields the frames between two times, and the packets of other streams."""
+  video = container.streams.video[0]
+  decoder = _Decoder(video)
+  origin = (container.start_time or 0) / av.time_base
+  length = (container.duration or 0) / av.time_base
+  if start > 0:
+    container.seek(int((origin + start) * av.time_base))
+
+  def seconds(time: int | None, unit: Fraction) -> float:
+    return start if time is None else float(time * unit) - origin
+
+  def inside(frames: Iterable[_Frame]) -> Iterator[_Frame]:
+    for frame in frames:
+      if start <= seconds(frame.time, video.time_base) < end:
+        yield frame
+
+  reading = {video, *copied}
+  packets, reached = 0, 0.0
+  try:
+    for packet in container.demux(*reading):
+      if not packet.size:
+        continue  # The end of a stream.
+      unit = packet.time_base
+      time = packet.dts if packet.pts is None else packet.pts
+      duration = (packet.duration or 0) * unit
+      reached = max(reached, seconds(time, unit) + duration)
+      # Frames are not stored in the order of their times, but of these.
+      if seconds(packet.dts, unit) >= end:
+        reading.discard(packet.stream)
+      if not reading:
+        break
+      if packet.stream is video:
+        packets += 1
+        yield from inside(decoder.decode(packet))
+      elif start <= seconds(time, unit) < end:
+        yield packet
+    else:
+      if not start and packets < video.frames:
+        report.fault = f'{packets} of {video.frames} frames are there'
+      elif reached < length - SLACK:
+        report.fault = f'it ends after {reached:.2f} of {length:.2f} seconds'
+  except av.FFmpegError as error:
+    report.fault = f'it breaks off: {error.strerror}'
+  yield from inside(decoder.decode(None))
+
+
+class _Encoder:
+  """Writes frames of the size of the first one, and packets of other streams.
+  """
+
+  def __init__(
+    self,
+    output: av.container.OutputContainer,
+    container: av.container.InputContainer,
+    copied: list[av.AudioStream],
+    report: Report,
+    *,
+    fps: float | None,
+    start: float,
+  ):
+    self._output, self._report, self._start = output, report, start
+    self._source = container.streams.video[0]
+    self._rate = fps and Fraction(fps).limit_denominator(1001 * 60)
+    self._unit = 1 / self._rate if self._rate else self._source.time_base
+    self._convert = _converter()
+    self._video: av.VideoStream | None = None
+    self._waiting: list[_Frame | av.Packet] = []  # For the first frame.
+    self._shown = _Frame(0, 0)  # The last one that has an image.
+    self._last = -math.inf
+    output.metadata.update(container.metadata)
+    try:
+      self._streams = {
+        stream: output.add_stream_from_template(stream) for stream in copied
+      }
+    except ValueError as error:
+      raise VideoError(f'its sound cannot be copied: {error}') from error
+
+  def write(self, item: _Frame | av.Packet) -> None:
+    """Writes what comes next; all of it once the first image is there."""
+    self._waiting.append(item)
+    if isinstance(item, _Frame) and item.image is not None:
+      self._shown = item
+      self._video = self._video or self._add_video(item)
+    if self._video is not None:
+      for each in self._waiting:
+        (self._frame if isinstance(each, _Frame) else self._packet)(each)
+      self._waiting.clear()
+
+  def finish(self) -> None:
+    """Writes the frames that the encoder holds back."""
+    if self._video is not None:
+      self._output.mux(self._video.encode())
+
+  def _packet(self, packet: av.Packet) -> None:
+    shift = round(self._start / packet.time_base)
+    packet.pts, packet.dts = (
+      None if time is None else time - shift
+      for time in (packet.pts, packet.dts)
+    )
+    packet.stream = self._streams[packet.stream]
+    self._output.mux(packet)
+
+  def _frame(self, item: _Frame) -> None:
+    self._report.repeated += item.image is None
+    look, video = self._shown.look, self._video
+    frame = av.VideoFrame.from_ndarray(self._shown.image, format=look.array)
+    frame = self._convert(
+      frame, format=video.pix_fmt, width=video.width, height=video.height,
+      dst_colorspace=_MATRICES.get(look.matrix, look.matrix),
+      dst_color_range=look.range,
+    )  # fmt: skip
+    frame.time_base = self._unit
+    if self._rate:
+      frame.pts = self._report.frames
+    else:
+      time = item.time - round(self._start / self._unit)
+      self._last = frame.pts = max(time, self._last + 1)
+      frame.duration = item.duration
+    self._output.mux(video.encode(frame))
+    self._report.frames += 1
+
+  def _add_video(self, first: _Frame) -> av.VideoStream:
+    """Returns the stream for frames like the first one."""
+    height, width = first.image.shape[:2]
+    source, look = self._source, first.look
+    video = self._output.add_stream(
+      _CODEC, rate=self._rate or source.average_rate or 25, options=_OPTIONS
+    )
+    video.width, video.height = width, height
+    video.pix_fmt = look.stored(height, width)
+    context = video.codec_context
+    context.time_base = self._unit
+    context.colorspace, context.color_range = look.matrix, look.range
+    context.color_primaries, context.color_trc = look.primaries, look.transfer
+    shape = source.sample_aspect_ratio
+    if shape and shape != 1:
+      turned = (width < height) != (source.width < source.height)
+      context.sample_aspect_ratio = 1 / shape if turned else shape
+    return video
+
+
+def restore_video(
+  source: Path,
+  target: Path,
+  enhance: Enhance,
+  *,
+  fps: float | None = None,
+  start: float = 0.0,
+  end: float = math.inf,
+  on_frame: Callable[[int], None] = lambda frames: None,
+) -> Report:
+  """Restores a video.
+
+  Args:
+    source: The video.
+    target: The new file; written under another name until it is whole.
+    enhance: Restores a frame, u8 or u16[H, W, 3].
+    fps: Frames a second of the new video, which then has no sound; None keeps
+      the times of the frames.
+    start: Where to begin, seconds.
+    end: Where to stop, seconds.
+    on_frame: Is told the frames written so far.
+
+  Returns:
+    What became of it.
+
+  Raises:
+    VideoError: If nothing can be read, or the new file not be written.
+  """
+  report = Report()
+  partial = target.with_name(f'{target.name}.tmp')
+  try:
+    with _opened(source) as container:
+      copied = [] if fps else list(container.streams.audio)
+      report.note = _left_out(container, copied)
+      items = ahead(_read(container, copied, report, start=start, end=end))
+      items = ahead(_restore(items, enhance))
+      try:
+        with av.open(
+          f'file:{partial}', 'w', format=_MUXERS[target.suffix]
+        ) as output, contextlib.closing(items):
+          encoder = _Encoder(
+            output, container, copied, report, fps=fps, start=start
+          )
+          for item in items:
+            encoder.write(item)
+            on_frame(report.frames)
+          encoder.finish()
+      except av.FFmpegError as error:
+        raise VideoError(f'{target} cannot be written: {error}') from error
+    if not report.frames:
+      raise VideoError(report.fault or 'it has no frames there')
+    os.replace(partial, target)
+  finally:
+    partial.unlink(missing_ok=True)
+  return report
+
+
+def _left_out(
+  container: av.container.InputContainer, copied: list[av.AudioStream]
+) -> str:
+  """Returns what a new file will not have, for people."""
+  kept = {container.streams.video[0], *copied}
+  kinds = [stream.type for stream in container.streams if stream not in kept]
+  return f'not kept: {", ".join(sorted(set(kinds)))}' if kinds else ''
+
+
+def _restore(
+  items: Iterable[_Frame | av.Packet], enhance: Enhance
+) -> Iterator[_Frame | av.Packet]:
+  with contextlib.closing(items):
+    for item in items:
+      if isinstance(item, _Frame) and item.image is not None:
+        item = dataclasses.replace(item, image=enhance(item.image))
+      yield item
+
+
+def restore_raw(
+  source: BinaryIO,
+  target: BinaryIO,
+  enhance: Enhance,
+  *,
+  height: int,
+  width: int,
+) -> int:
+  """Restores raw frames of a pipe: rgb24, row by row, one after the other.
+
+  Returns:
+    The number of frames.
+
+  Raises:
+    VideoError: If the last frame is not whole.
+  """
+  shape = (height, width, 3)
+
+  def read() -> Iterator[np.ndarray]:
+    while data := source.read(math.prod(shape)):
+      if len(data) < math.prod(shape):
+        raise VideoError(
+          f'it ends with {len(data)} bytes of a frame of {math.prod(shape)}: '
+          f'expected rgb24 of {width}x{height} pixels'
+        )
+      yield np.frombuffer(data, np.uint8).reshape(shape)
+
+  count = 0
+  with contextlib.closing(ahead(map(enhance, ahead(read())))) as frames:
+    for frame in frames:
+      target.write(frame.tobytes())
+      target.flush()
+      count += 1
+  return count

@@ -1,0 +1,359 @@
+"""`pynas-deblur` on videos: frames, times, sound and colours are kept."""
+
+from __future__ import annotations
+
+import dataclasses
+from fractions import Fraction
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import time
+
+import av
+import numpy as np
+import pytest
+
+from pynas_jax import deblur
+from pynas_jax.deploy import videos
+
+COMMAND = (sys.executable, '-m', 'pynas_jax.deblur')
+MILLISECOND = Fraction(1, 1000)
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip:
+  """A video to generate."""
+
+  name: str = 'clip.mp4'
+  codec: str = 'libx264'
+  pix_fmt: str = 'yuv420p'
+  size: tuple[int, int] = (48, 64)  # Height, width.
+  times: tuple[int, ...] = (0, 40, 80, 120, 160, 200)  # Milliseconds.
+  audio: tuple[str, ...] = ()  # Codecs.
+  rotation: int = 0
+  matrix: int = 2  # FFmpeg's numbers; 2 is unspecified.
+  range: int = 0
+  stored: str = ''  # The format expected back, if another.
+  suffix: str = '.mp4'
+  options: tuple[tuple[str, str], ...] = ()
+
+
+CLIPS = {
+  'plain': Clip(audio=('aac',)),
+  'variable_rate': Clip(times=(0, 33, 70, 71, 300, 1000), audio=('aac',)),
+  'starts_late': Clip(times=(500, 540, 580, 620)),
+  'rotated': Clip(rotation=90),
+  'odd_size': Clip('a.mkv', 'ffv1', size=(33, 21), stored='yuv444p',
+                   suffix='.mkv'),
+  'full_range': Clip(matrix=1, range=2, stored='yuvj420p'),
+  'ten_bits': Clip(pix_fmt='yuv420p10le', matrix=9, range=1),
+  'bt709_422': Clip('a.mov', pix_fmt='yuv422p', matrix=1, range=1,
+                    audio=('pcm_s16le',), suffix='.mov'),
+  'gray': Clip('a.mkv', 'ffv1', 'gray', stored='yuvj420p', suffix='.mkv'),
+  'rgb': Clip('a.mkv', 'ffv1', 'bgr0', stored='yuv444p', suffix='.mkv'),
+  'webm_two_sounds': Clip('a.webm', 'libvpx-vp9', audio=('libopus', 'libopus'),
+                          suffix='.mkv'),
+  'avi': Clip('a.avi', 'mjpeg', 'yuvj420p', range=2, stored='yuvj420p'),
+  'one_frame': Clip(times=(0,)),
+  'b_frames': Clip(times=tuple(range(0, 1200, 40)),
+                   options=(('preset', 'slow'),)),
+  'spaces; $(touch pwned) & more': Clip('-a b; $(touch pwned).mp4',
+                                        audio=('aac',)),
+}  # fmt: skip
+
+
+def pictures(clip):
+  """Smooth frames, each of its own colour, so that all codecs keep them."""
+  height, width = clip.size
+  y, x = np.mgrid[:height, :width]
+  for i in range(len(clip.times)):
+    red = 60 + 100 * x / width
+    green = 180 - 90 * y / height
+    blue = np.full_like(red, 40 + 150 * i / len(clip.times))
+    yield np.stack([red, green, blue], axis=-1).astype(np.uint8)
+
+
+def write_clip(path, clip):
+  with av.open(f'file:{path}', 'w') as container:
+    video = container.add_stream(
+      clip.codec, rate=25, options={'crf': '10'} | dict(clip.options)
+    )
+    video.height, video.width = clip.size
+    video.pix_fmt = clip.pix_fmt
+    context = video.codec_context
+    context.time_base = Fraction(1, 25) if 'avi' in clip.name else MILLISECOND
+    context.colorspace, context.color_range = clip.matrix, clip.range
+    if clip.rotation:
+      video.set_display_rotation(clip.rotation)
+    sounds = [container.add_stream(name, rate=48000) for name in clip.audio]
+    for sound in sounds:
+      sound.layout = 'mono'
+    for time, image in zip(clip.times, pictures(clip), strict=True):
+      frame = av.VideoFrame.from_ndarray(image, format='rgb24')
+      frame = frame.reformat(
+        format=clip.pix_fmt, dst_colorspace=clip.matrix,
+        dst_color_range=clip.range, interpolation=videos._EXACT,
+      )  # fmt: skip
+      frame.pts, frame.time_base = time, MILLISECOND
+      container.mux(video.encode(frame))
+    container.mux(video.encode())
+    for i, sound in enumerate(sounds):
+      rng = np.random.default_rng(i)
+      wave = rng.integers(-9000, 9000, (1, 9600), np.int16)
+      frame = av.AudioFrame.from_ndarray(wave, format='s16', layout='mono')
+      frame.sample_rate = 48000
+      container.mux(sound.encode(frame))
+      container.mux(sound.encode())
+  return path
+
+
+def look_into(path):
+  """Returns the frames, their times, the sounds' packets, and the format."""
+  with av.open(f'file:{path}') as container:
+    stream = container.streams.video[0]
+    frames = list(container.decode(stream))
+    images = [
+      frame.to_ndarray(format='rgb24', interpolation=videos._EXACT)
+      for frame in frames
+    ]
+    images = [
+      np.rot90(image, frame.rotation // 90)
+      for image, frame in zip(images, frames, strict=True)
+    ]
+    times = [round(1000 * frame.time) for frame in frames]
+    kind = (frames[0].format.name, frames[0].colorspace, frames[0].color_range)
+    rotation = frames[0].rotation
+  with av.open(f'file:{path}') as container:
+    sounds = [[] for _ in container.streams.audio]
+    for packet in container.demux(*container.streams.audio) if sounds else ():
+      if packet.size:
+        sound = sounds[container.streams.audio.index(packet.stream)]
+        sound.append((float(packet.pts * packet.time_base), bytes(packet)))
+  return images, times, sounds, kind, rotation
+
+
+def run(*args, **flags):
+  """Runs the command in this process; returns its exit status."""
+  argv = ['--backend', 'xla', *map(str, args)]
+  for name, value in flags.items():
+    argv += [f'--{name}', *([] if value is True else [str(value)])]
+  return deblur.main(argv)
+
+
+def psnr(a, b):
+  return -10 * np.log10(np.mean((a / 255.0 - b / 255.0) ** 2) + 1e-12)
+
+
+@pytest.mark.parametrize('name', CLIPS)
+def test_identity_keeps_a_video(identity, tmp_path, monkeypatch, name):
+  monkeypatch.chdir(tmp_path)
+  clip = CLIPS[name]
+  source = write_clip(tmp_path / clip.name, clip)
+  assert run('-i', clip.name, model_path=identity) == 0
+  assert sorted(os.listdir()) == sorted([clip.name, 'results'])
+  (target,) = pathlib.Path('results').iterdir()
+  assert target.name == source.stem + '_out' + clip.suffix
+  old, new = look_into(source), look_into(target)
+  assert len(new[0]) == len(old[0]) == len(clip.times)
+  assert new[1] == old[1]
+  assert new[2] == old[2]
+  assert len(new[2]) == len(clip.audio)
+  pixels, matrix, range_ = new[3]
+  assert pixels == (clip.stored or clip.pix_fmt)
+  if clip.matrix != 2:
+    assert (matrix, range_) == (clip.matrix, clip.range)
+  assert new[4] == 0
+  for a, b in zip(old[0], new[0], strict=True):
+    assert a.shape == b.shape
+    assert psnr(a, b) > 36
+    assert abs(a.astype(float).mean() - b.mean()) < 1.5
+
+
+def write_broken(path, codec='mjpeg'):
+  """Writes 6 frames of which the third cannot be decoded."""
+  clip = Clip(path.name, codec, 'yuvj420p', range=2)
+  whole = write_clip(path.with_name('whole.mkv'), clip)
+  with (
+    av.open(str(whole)) as old, av.open(str(path), 'w') as new,
+  ):  # fmt: skip
+    stream = new.add_stream_from_template(old.streams.video[0])
+    for i, packet in enumerate(old.demux(video=0)):
+      if packet.size:
+        data = b'no picture at all' if i == 2 else bytes(packet)
+        copy = av.Packet(data)
+        copy.pts, copy.dts = packet.pts, packet.dts
+        copy.time_base, copy.stream = packet.time_base, stream
+        new.mux(copy)
+  return whole, path
+
+
+def test_a_broken_frame_is_passed_over_not_dropped(identity, tmp_path, capsys):
+  whole, broken = write_broken(tmp_path / 'broken.mkv')
+  out = tmp_path / 'out'
+  assert run('-i', broken, '-o', out, model_path=identity) == 1
+  said = capsys.readouterr().err
+  assert 'broken.mkv: 1 frames are damaged and show the one before' in said
+  old, new = look_into(whole), look_into(out / 'broken_out.mkv')
+  assert new[1] == old[1]
+  assert psnr(new[0][2], new[0][1]) > 38
+  assert psnr(new[0][3], old[0][3]) > 38
+
+
+def test_a_truncated_video_is_restored_so_far(identity, tmp_path, capsys):
+  clip = Clip('a.mkv', 'ffv1', times=tuple(range(0, 6000, 100)))
+  source = write_clip(tmp_path / 'a.mkv', clip)
+  os.truncate(source, source.stat().st_size * 2 // 3)
+  out = tmp_path / 'out'
+  assert run('-i', source, '-o', out, model_path=identity) == 1
+  images, *_ = look_into(out / 'a_out.mkv')
+  assert len(images) > len(clip.times) // 3
+  said = capsys.readouterr().err
+  assert 'a.mkv: it ends after 3.' in said
+  assert f'a_out.mkv has {len(images)} frames' in said
+
+
+@pytest.mark.parametrize('content', [b'', b'text\n', b'\0' * 5000])
+def test_what_is_no_video_is_told_and_leaves_nothing(
+  identity, tmp_path, capsys, content
+):
+  (tmp_path / 'a.mp4').write_bytes(content)
+  good = write_clip(tmp_path / 'b.mp4', Clip())
+  out = tmp_path / 'out'
+  args = ('-i', tmp_path / 'a.mp4', good, '-o', out)
+  assert run(*args, model_path=identity) == 1
+  said = capsys.readouterr().err
+  assert f'Error: {tmp_path}/a.mp4: it cannot be read' in said
+  assert '1 restored, 0 skipped, 1 failed' in said
+  assert os.listdir(out) == ['b_out.mp4']
+
+
+def test_sound_alone_is_no_video(identity, tmp_path, capsys):
+  source = tmp_path / 'a.mp4'
+  with av.open(str(source), 'w') as container:
+    sound = container.add_stream('aac', rate=48000, layout='mono')
+    wave = np.zeros((1, 4800), np.int16)
+    frame = av.AudioFrame.from_ndarray(wave, format='s16', layout='mono')
+    frame.sample_rate = 48000
+    container.mux(sound.encode(frame))
+    container.mux(sound.encode())
+  assert run('-i', source, '-o', tmp_path / 'o', model_path=identity) == 1
+  assert 'it has no video stream' in capsys.readouterr().err
+
+
+def test_a_part_of_a_video(identity, tmp_path):
+  clip = Clip(times=tuple(range(0, 2000, 40)), audio=('aac',),
+              options=(('g', '10'),))  # fmt: skip
+  source = write_clip(tmp_path / 'a.mp4', clip)
+  flags = {'start': 0.5, 'end': 1.2, 'model_path': identity}
+  assert run('-i', source, '-o', tmp_path, **flags) == 0
+  old, new = look_into(source), look_into(tmp_path / 'a_out.mp4')
+  kept = [i for i, time in enumerate(old[1]) if 500 <= time < 1200]
+  assert new[1] == [old[1][i] - 500 for i in kept]
+  for i, image in zip(kept, new[0], strict=True):
+    assert psnr(image, old[0][i]) > 38
+
+
+def test_sound_is_cut_with_the_video(identity, tmp_path):
+  clip = Clip(audio=('aac',))  # 200 ms of sound, as of frames.
+  source = write_clip(tmp_path / 'a.mp4', clip)
+  run('-i', source, '-o', tmp_path, start=0.08, model_path=identity)
+  old, new = look_into(source), look_into(tmp_path / 'a_out.mp4')
+  expected = [data for time, data in old[2][0] if time >= 0.08]
+  assert [data for _, data in new[2][0]] == expected
+
+
+def test_another_frame_rate_leaves_the_sound_out(identity, tmp_path, capsys):
+  source = write_clip(tmp_path / 'a.mp4', CLIPS['variable_rate'])
+  assert run('-i', source, '-o', tmp_path, fps=10, model_path=identity) == 0
+  assert 'not kept: audio' in capsys.readouterr().err
+  _, times, sounds, *_ = look_into(tmp_path / 'a_out.mp4')
+  assert times == [0, 100, 200, 300, 400, 500]
+  assert not sounds
+
+
+def test_frames_of_a_pipe(identity, tmp_path):
+  frames = np.stack(list(pictures(Clip())))
+  command = (*COMMAND, '-i', '-', '--size', '64x48', '--backend', 'xla')
+  command += ('--model_path', identity)
+
+  def pipe(data):
+    return subprocess.run(
+      command, input=data, capture_output=True, cwd=tmp_path
+    )
+
+  done = pipe(frames.tobytes())
+  assert (done.returncode, done.stdout) == (0, frames.tobytes()), done.stderr
+  done = pipe(frames.tobytes()[:-1])
+  assert done.returncode == 1
+  assert b'it ends with 9215 bytes of a frame of 9216' in done.stderr
+  assert done.stdout == frames[:-1].tobytes()
+  assert not os.listdir(tmp_path)
+
+
+def test_decoding_restoring_and_encoding_overlap(tmp_path):
+  clip = Clip(times=tuple(range(0, 1000, 40)))
+  source = write_clip(tmp_path / 'a.mp4', clip)
+  nap, count = 0.02, len(clip.times)
+
+  def enhance(image):
+    time.sleep(nap)
+    return image
+
+  began = time.monotonic()
+  report = videos.restore_video(
+    source, tmp_path / 'b.mp4', enhance, on_frame=lambda _: time.sleep(nap)
+  )
+  seconds = time.monotonic() - began
+  assert report.frames == count
+  assert seconds < 1.7 * nap * count
+
+
+def test_a_failure_leaves_no_file(tmp_path):
+  source = write_clip(tmp_path / 'a.mp4', Clip())
+
+  def enhance(image):
+    raise MemoryError('no more')
+
+  with pytest.raises(MemoryError, match='no more'):
+    videos.restore_video(source, tmp_path / 'b.mp4', enhance)
+  assert os.listdir(tmp_path) == ['a.mp4']
+
+
+def test_side_by_side(identity, tmp_path):
+  source = write_clip(tmp_path / 'a.mp4', Clip())
+  flags = {'compare': True, 'model_path': identity}
+  assert run('-i', source, '-o', tmp_path, **flags) == 0
+  images, *_ = look_into(tmp_path / 'a_out.mp4')
+  assert images[0].shape == (48, 128, 3)
+  assert psnr(images[0][:, :64], images[0][:, 64:]) > 35
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+  sys.platform != 'linux', reason='reads the peak memory from /proc'
+)
+def test_memory_does_not_grow_with_the_video(identity, tmp_path):
+  """The frames of the longer one are 180 MB."""
+  peaks = []
+  for count in (1, 300):
+    clip = Clip(f'{count}.mp4', size=(320, 640),
+                times=tuple(range(0, 40 * count, 40)))  # fmt: skip
+    source = write_clip(tmp_path / clip.name, clip)
+    argv = ['-i', source, '-o', tmp_path, '--model_path', identity]
+    code = f"""if True:
+      import pathlib
+      from pynas_jax import deblur
+      assert deblur.main({list(map(str, argv))}) == 0
+      print(pathlib.Path('/proc/self/status').read_text())
+    """
+    # As people run it: what tests set for JAX costs memory by thread.
+    unset = ('XLA_FLAGS', 'JAX_DISABLE_MOST_OPTIMIZATIONS')
+    env = {k: v for k, v in os.environ.items() if k not in unset}
+    done = subprocess.run(
+      [sys.executable, '-c', code], check=True, capture_output=True, text=True,
+      env=env,
+    )  # fmt: skip
+    peaks.append(int(re.search(r'VmHWM:\s+(\d+) kB', done.stdout)[1]))
+  assert peaks[1] <= 1.2 * peaks[0], peaks
