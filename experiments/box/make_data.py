@@ -5,8 +5,7 @@
 
 `video_pairs` are folders of `pynas_jax.data.make_pairs`, `photos` a folder of
 sharp photographs. Their pictures are shaken by random walks, evenly or varying
-over the frame, with noise and JPEG; a fifth stays sharp, so that the network
-learns to leave sharp pictures alone. Training pairs are cut into tiles, which
+over the frame, with noise and JPEG. Training pairs are cut into tiles, which
 are faster to read. Split by scene: videos as `make_pairs` did, photographs by
 file name. See README.md.
 """
@@ -28,7 +27,7 @@ TILE = 112  # Pixels.
 TEST_CROP = 224
 VALIDATION = ('04_coffee', 'bikes-shot2')  # Scenes of the training videos.
 LONG_SIDE = 1024  # Photographs are reduced to this, to be sharp per pixel.
-SIZES = (5, 9, 9, 13, 17)  # Of kernels, drawn evenly, pixels.
+SIZES = (5, 7, 9)  # Of kernels, pixels.
 
 
 def tiles(pixels: np.ndarray, size: int) -> Iterator[np.ndarray]:
@@ -66,15 +65,14 @@ def split_of(path: Path) -> str:
 
 
 def shake(rng: np.random.Generator, sharp: np.ndarray) -> np.ndarray:
-  """Takes a shaken picture, or one in five times a steady one."""
-  steady = rng.random() < 0.2
+  """Takes a shaken picture."""
   recipe = degrade.Recipe(
-    kernel_size=1 if steady else int(rng.choice(SIZES)),
+    kernel_size=int(rng.choice(SIZES)),
     kernel_steps=int(rng.integers(4, 32)),
-    noise_sigma=float(rng.uniform(0, 1 if steady else 4)),
+    noise_sigma=float(rng.uniform(0, 2)),
     light_gamma=float(rng.choice((1.0, 2.2))),
-    highlight_gain=1.0 if steady else 3.0,
-    jpeg_quality=(75, 100) if rng.random() < 0.5 else (),
+    highlight_gain=3.0,
+    jpeg_quality=(85, 100) if rng.random() < 0.5 else (),
     varying=0.5,
   )
   return recipe.degrade(rng, sharp)
