@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+import importlib
 import statistics
 from typing import Any
 
@@ -41,16 +42,17 @@ def make_torch(
 
   torch.set_num_threads(threads)
   module = peers.load(peers.Pyramid(network.genotype), network.params).eval()
-  module = module.to(getattr(torch, dtype))
+  device = measure.torch_device()
+  module = module.to(device, getattr(torch, dtype))
   function = torch.compile(module) if compiled else module
 
   def restore(frame: np.ndarray) -> np.ndarray:
     with torch.inference_mode():
-      x = torch.from_numpy(frame).permute(0, 3, 1, 2)
+      x = torch.from_numpy(frame).to(device).permute(0, 3, 1, 2)
       is_uint8 = x.dtype == torch.uint8
       y = function(x.float() / 255 if is_uint8 else x).clamp(0, 1)
       y = (255 * y).round().to(torch.uint8) if is_uint8 else y
-      return y.permute(0, 2, 3, 1).numpy()
+      return y.permute(0, 2, 3, 1).cpu().numpy()
 
   return restore
 
@@ -81,7 +83,9 @@ def psnr_db(a: np.ndarray, b: np.ndarray) -> float:
 def why_not(runtime: str, error: Exception) -> str:
   """Returns what stands in the place of a time."""
   library = runtime.partition('.')[0]
-  if library != 'xla' and not measure.is_installed(library):
+  try:
+    importlib.import_module('jax' if library == 'xla' else library)
+  except ImportError:
     return 'not installed'
   return f'{type(error).__name__}: {error}'.splitlines()[0][:60]
 

@@ -70,7 +70,8 @@ def peak_mib(function: Callable[[], Any]) -> dict[str, float]:
   """Returns the memory of this process while a function runs (Linux).
 
   Returns:
-    `process_mib`, the peak, and `step_mib`, how much of it the function took.
+    `process_mib`, the peak, and `step_mib`, how much of it the function took;
+    with an accelerator also `device_mib`, the peak there since the start.
   """
   gc.collect()
   ctypes.CDLL(None).malloc_trim(0)  # Else the peak hides in what was freed.
@@ -78,7 +79,26 @@ def peak_mib(function: Callable[[], Any]) -> dict[str, float]:
   before = _status_mib('VmRSS')
   function()
   peak = _status_mib('VmHWM')
-  return {'process_mib': peak, 'step_mib': peak - before}
+  found = {'process_mib': peak, 'step_mib': peak - before}
+  if torch_device() == 'cuda':
+    import jax
+    import torch
+
+    ours = jax.devices()[0].memory_stats()['peak_bytes_in_use']
+    theirs = torch.cuda.max_memory_allocated()
+    found['device_mib'] = max(ours, theirs) / MIB
+  return found
+
+
+def torch_device() -> str:
+  """Returns where PyTorch is to run: on the kind of device that JAX is."""
+  import jax
+
+  if jax.default_backend() != 'gpu' or not is_installed('torch'):
+    return 'cpu'
+  import torch
+
+  return 'cuda' if torch.cuda.is_available() else 'cpu'
 
 
 def in_process(
@@ -110,15 +130,16 @@ def compilation_cache() -> Iterator[dict[str, str]]:
   """
   import jax
 
+  names = ('jax_compilation_cache_dir',
+           'jax_persistent_cache_min_compile_time_secs')  # fmt: skip
+  old = [getattr(jax.config, name) for name in names]
   with tempfile.TemporaryDirectory() as folder:
-    settings = {
-      'jax_compilation_cache_dir': folder,
-      'jax_persistent_cache_min_compile_time_secs': 0.2,
-    }
+    settings = dict(zip(names, (folder, 0.2), strict=True))
     for name, value in settings.items():
       jax.config.update(name, value)
     yield {name.upper(): str(value) for name, value in settings.items()}
-    jax.config.update('jax_compilation_cache_dir', None)
+    for name, value in zip(names, old, strict=True):
+      jax.config.update(name, value)
 
 
 def is_installed(library: str) -> bool:
@@ -131,13 +152,16 @@ def is_installed(library: str) -> bool:
 
 
 def environment() -> dict[str, Any]:
-  """Returns what figures depend on: device, processors and versions."""
-  import jax  # Some processes measure another library alone.
+  """Returns what figures depend on: device, processors, versions, commit."""
+  import jax  # Only here: a benchmark may set JAX up before.
+
+  from pynas_jax import api
 
   device = jax.devices()[0]
   return {
     'device': f'{device.platform}: {device.device_kind}',
     'cpus': len(os.sched_getaffinity(0)),
+    'commit': api.commit(),
     'versions': {
       name: importlib.metadata.version(name)
       for name in _LIBRARIES

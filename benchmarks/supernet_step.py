@@ -190,15 +190,13 @@ def steps_of(
   return run
 
 
-def make_torch(
-  task: Task, step: str, device: str = 'cpu'
-) -> Callable[[], None]:
+def make_torch(task: Task, step: str) -> Callable[[], None]:
   """Returns a function that does a step of the PyTorch supernet."""
   import torch
 
   from benchmarks import peers
 
-  space, s = task.space, task.settings
+  space, s, device = task.space, task.settings, measure.torch_device()
   genotype = space.genotype(space.derive(task.draft, 'scale1', task.alphas))
   network = peers.Pyramid(genotype, space.operators).to(device)
   images = {k: peers.to_torch(v[0]).to(device) for k, v in task.batch.items()}

@@ -71,8 +71,9 @@ def make_torch(
 
   from benchmarks import peers
 
-  network = peers.load(peers.Pyramid(genotype), params)
-  images = {k: peers.to_torch(v) for k, v in batch.items()}
+  device = measure.torch_device()
+  network = peers.load(peers.Pyramid(genotype), params).to(device)
+  images = {k: peers.to_torch(v).to(device) for k, v in batch.items()}
   tx = torch.optim.Adam(network.parameters(), lr=t.lr)
 
   def one_step() -> None:
