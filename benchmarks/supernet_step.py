@@ -1,129 +1,321 @@
-"""Weight step of a supernet: one sampled path, a static path, the mixture.
+"""Weight and alpha step of a supernet: one sampled path and what to compare.
 
-  python -m benchmarks.supernet_step [--width=32] [--crop=128] [--batch=2]
+  python -m benchmarks.supernet_step [--sizes=demo,paper] [--runs=7]
 
-The sampled path is the search's own weight step; the alphas are so sure that it
-always takes the path of the static network, which is that path built alone. The
-mixture runs all operators. Times are medians of interleaved runs; memory is
-what XLA allots for temporaries. The last line is one JSON object.
+- `sampled`: the search's own steps. The alphas are so sure that they always
+  take the path of the static network.
+- `static`: that path built alone.
+- `mixture`: all operators, weighted by softmax.
+- `one-hot`: all operators, times the sampled gates.
+- `torch`: a PyTorch supernet that runs only the sampled operators.
+
+The alpha step is that of the gates' gradient ('one_path'). Rows are of one size
+and step; `temp_mib` is what XLA allots for temporaries, `step_mib` what
+the memory of a process of its own rises by in two steps, `process_mib` its
+peak, with the libraries of both.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+import dataclasses
 import json
-import statistics
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from rich import console
-from rich import table
 
+from benchmarks import measure
 from pynas_jax import config as config_lib
 from pynas_jax import parallel
-from pynas_jax import spaces
 from pynas_jax import train as train_lib
-from pynas_jax.nn import gates
+from pynas_jax.nn import gates as gates_lib
+from pynas_jax.nn.gates import Gates
 from pynas_jax.search import bilevel
 from pynas_jax.spaces import base
+from pynas_jax.spaces.pynas import PyNAS
+from pynas_jax.spaces.pynas import Pyramid
 
 KEY = jax.random.key(0)
 SURE = 100.0  # Of alpha: the other operators are never sampled.
+OURS = ('sampled', 'static', 'mixture', 'one-hot')
+VARIANTS = (*OURS, 'torch')
+STEPS = ('weight', 'alpha')
 
 
-def make_steps(width: int):
-  """Returns {name: (step, state)} of the three weight steps."""
+@dataclasses.dataclass(frozen=True)
+class Size:
+  """Of a supernet of one scale, and of a batch on one device."""
+
+  widths: tuple[int, ...]
+  unshuffle: int
+  crop: int
+  batch: int
+
+
+SIZES = {
+  'tiny': Size((4,), 1, 8, 2),  # To see that all parts turn.
+  'demo': Size((16, 32, 64), 2, 64, 8),
+  # The widths and crops of the paper; as many of them as two cores digest.
+  'paper': Size((32, 64, 128), 1, 256, 2),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+  """All that the variants have in common."""
+
+  space: PyNAS
+  path: tuple[int, ...]
+  alphas: jax.Array
+  settings: Any
+  batch: dict[str, jax.Array]
+
+  @property
+  def draft(self):
+    return self.space.draft((1,))
+
+
+def make_task(
+  size: Size, operators: tuple[str, ...] | None = None
+) -> Task:
+  """Returns the task of a size; by default with the paper's operators."""
   config = config_lib.base()
-  config.model.widths = (width, 2 * width, 4 * width)
-  config.model.cells_per_stage = 2
-  config.search.loss = 'mse'
-  space = spaces.make_space(config)
-  draft = space.draft((1,))
-  supernet = space.supernet(draft, 'scale1')
-  # Every operator that computes something, in turn.
-  operators = [i for i, name in enumerate(space.operators) if name != 'zero']
-  path = np.resize(operators, space.num_edges)
-  alphas = SURE * jax.nn.one_hot(path, len(space.operators))
-  one_hot = gates.argmax(alphas)
-  params = base.init_params(KEY, supernet, one_hot)
-  genotype = space.genotype(space.derive(draft, 'scale1', alphas))
-  network = space.network(genotype)
-
-  steps = {}
-  tx = bilevel.make_weight_tx(config.search)
-  static_params = base.inherit(base.init_params(KEY, network), params)
-  static_state = train_lib.init_state(static_params, tx, ema_decay=0.0)
-  static = train_lib.make_train_step(network, tx, loss='mse', ema_decay=0.0)
-  for name, estimator in (('sampled', 'one_path'), ('mixture', 'mixture')):
-    s = config_lib.base().search
-    s.update(config.search)
-    s.estimator = estimator
-    step = bilevel.make_weight_step(space, 'scale1', supernet, s)
-    steps[name] = (step, bilevel.init_state(params, alphas, s))
-  steps['static'] = (static, static_state)
-  return {name: steps[name] for name in ('sampled', 'static', 'mixture')}
-
-
-def main() -> None:
-  """Measures and prints."""
-  parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
-  parser.add_argument('--width', type=int, default=32, help='channels')
-  parser.add_argument('--crop', type=int, default=128, help='pixels')
-  parser.add_argument('--batch', type=int, default=2, help='crops')
-  parser.add_argument('--runs', type=int, default=10, help='timed runs')
-  args = parser.parse_args()
-
+  operators = operators or tuple(config.model.candidates)
+  config.search.loss, config.search.estimator = 'mse', 'one_path'
+  space = PyNAS(size.widths, 1, operators, unshuffle=size.unshuffle)
+  # Every operator of the paper that computes something, in turn.
+  computing = [
+    operators.index(name) for name in config.model.candidates if name != 'zero'
+  ]
+  path = tuple(np.resize(computing, space.num_edges).tolist())
+  alphas = SURE * jax.nn.one_hot(np.array(path), len(operators))
   rng = np.random.default_rng(0)
-  shape = (1, args.batch, args.crop, args.crop, 3)  # For one device.
+  shape = (1, size.batch, size.crop, size.crop, 3)  # For one device.
   batch = {
     name: jnp.asarray(rng.random(shape, np.float32))
     for name in ('blurred', 'sharp')
   }
-  compiled, states, result = {}, {}, {}
-  for name, (step, state) in make_steps(args.width).items():
-    mapped = jax.pmap(
-      step, axis_name=parallel.AXIS, in_axes=(None, 0, None), out_axes=None,
-      devices=jax.local_devices()[:1],
-    )  # fmt: skip
-    began = time.perf_counter()
-    compiled[name] = mapped.lower(state, batch, KEY).compile()
-    result[f'{name}_compile_s'] = time.perf_counter() - began
-    memory = compiled[name].memory_analysis()
-    result[f'{name}_temp_bytes'] = memory.temp_size_in_bytes
-    states[name], _ = jax.block_until_ready(mapped(state, batch, KEY))
-    compiled[name] = mapped
+  return Task(space, path, alphas, config.search, batch)
 
-  times_ms = {name: [] for name in compiled}
-  for _ in range(args.runs):
-    for name, step in compiled.items():
-      began = time.perf_counter()
-      states[name], _ = jax.block_until_ready(step(states[name], batch, KEY))
-      times_ms[name].append(1e3 * (time.perf_counter() - began))
-  for name, values in times_ms.items():
-    result[f'{name}_ms'] = statistics.median(values)
 
-  shown = table.Table(title='Weight step')
-  for column in ('', 'ms', 'to static', 'temporaries, MiB', 'to mixture'):
-    shown.add_column(column, justify='right')
-  for name in compiled:
-    ms, size = result[f'{name}_ms'], result[f'{name}_temp_bytes']
-    shown.add_row(
-      name, f'{ms:.1f}', f'{ms / result["static_ms"]:.2f}',
-      f'{size / 2**20:.1f}', f'{size / result["mixture_temp_bytes"]:.2f}',
-    )  # fmt: skip
-  console.Console().print(shown)
-  device = jax.devices()[0]
-  result |= vars(args) | {
-    'device': f'{device.platform}: {device.device_kind}',
-    'jax': jax.__version__,
-    'sampled_to_static_ms': result['sampled_ms'] / result['static_ms'],
-    'sampled_to_mixture_temp_bytes': (
-      result['sampled_temp_bytes'] / result['mixture_temp_bytes']
-    ),
+@dataclasses.dataclass(frozen=True)
+class _AllTimesOneHot:
+  """A supernet that runs all operators and multiplies by sampled gates."""
+
+  supernet: Pyramid
+  count: int
+
+  def apply(self, variables: Any, image: jax.Array, gates: Gates):
+    every = jnp.broadcast_to(
+      jnp.arange(self.count), (len(gates.index), self.count)
+    )
+    one_hot = jax.nn.one_hot(gates.index[:, 0], self.count)
+    return self.supernet.apply(
+      variables, image, Gates(every, gates.weight * one_hot)
+    )
+
+
+def make_step(task: Task, variant: str, step: str) -> tuple[Callable, Any]:
+  """Returns one of our steps, mapped over one device, and its first state."""
+  space, s = task.space, task.settings.copy_and_resolve_references()
+  supernet = space.supernet(task.draft, 'scale1')
+  params = base.init_params(KEY, supernet, gates_lib.argmax(task.alphas))
+  alphas = task.alphas
+  if variant == 'static':
+    cells = tuple((space.operators[i],) for i in task.path)
+    if step == 'weight':
+      cells = tuple(operator for (operator,) in cells)
+    supernet = Pyramid((1,), (cells,), space.widths, unshuffle=space.unshuffle)
+    # Of a choice of one, the gates still have a gradient to be computed.
+    alphas = jnp.zeros((len(cells), 1))
+    gates = () if step == 'weight' else (gates_lib.argmax(alphas),)
+    params = base.init_params(KEY, supernet, *gates)
+  elif variant == 'mixture':
+    s.estimator = 'mixture'
+  elif variant == 'one-hot':
+    supernet = _AllTimesOneHot(supernet, len(space.operators))
+
+  if variant == 'static' and step == 'weight':
+    tx = bilevel.make_weight_tx(s)
+    function = train_lib.make_train_step(
+      supernet, tx, loss=s.loss, ema_decay=0.0
+    )
+    state = train_lib.init_state(params, tx, ema_decay=0.0)
+  else:
+    state = bilevel.init_state(params, alphas, s)
+    function = (
+      bilevel.make_weight_step(space, 'scale1', supernet, s)
+      if step == 'weight'
+      else bilevel.make_alpha_step(supernet, s)
+    )
+  devices = jax.local_devices()[:1]
+  mapped = jax.pmap(
+    function, axis_name=parallel.AXIS, in_axes=(None, 0, None), out_axes=None,
+    devices=devices, donate_argnums=(0,),
+  )  # fmt: skip
+  # Where the states lie that come back: else the step is compiled for both.
+  mesh = jax.sharding.Mesh(devices, (parallel.AXIS,))
+  there = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+  return mapped, jax.device_put(jax.tree.map(jnp.copy, state), there)
+
+
+def make_ours(
+  task: Task, variant: str, step: str
+) -> tuple[Callable[[], None], dict[str, float]]:
+  """Returns a function that does a step and waits, and what it compiled to."""
+  mapped, state = make_step(task, variant, step)
+  began = time.perf_counter()
+  compiled = mapped.lower(state, task.batch, KEY).compile()
+  figures = {
+    'compile_s': time.perf_counter() - began,
+    'temp_mib': compiled.memory_analysis().temp_size_in_bytes / measure.MIB,
   }
-  print(json.dumps(result))
+  return steps_of(mapped, state, task.batch), figures
+
+
+def steps_of(
+  mapped: Callable[..., Any], state: Any, batch: Any
+) -> Callable[[], None]:
+  """Returns a function that does the next step, and waits."""
+  states = [state]  # Each is donated to the next step.
+
+  def run() -> None:
+    new, _ = mapped(states.pop(), batch, KEY)
+    states.append(jax.block_until_ready(new))
+
+  return run
+
+
+def make_torch(task: Task, step: str) -> Callable[[], None]:
+  """Returns a function that does a step of the PyTorch supernet."""
+  import torch
+
+  from benchmarks import peers
+
+  space, s, device = task.space, task.settings, measure.torch_device()
+  genotype = space.genotype(space.derive(task.draft, 'scale1', task.alphas))
+  network = peers.Pyramid(genotype, space.operators).to(device)
+  images = {k: peers.to_torch(v[0]).to(device) for k, v in task.batch.items()}
+  alphas = torch.tensor(np.array(task.alphas), device=device)
+  if step == 'weight':
+    tx = torch.optim.Adam(network.parameters(), lr=s.weight_lr)
+  else:
+    network.requires_grad_(False)
+    tx = torch.optim.Adam([alphas.requires_grad_()], lr=s.alpha_lr)
+
+  def run() -> None:
+    with torch.no_grad():
+      gumbel = -torch.log(-torch.log(torch.rand_like(alphas)))
+      path = (alphas + gumbel).argmax(-1)
+    gates = [None] * len(path)
+    if step == 'alpha':
+      probs = torch.softmax((alphas + gumbel) / s.tau_start, -1)
+      probs = probs.gather(-1, path[:, None])[:, 0]
+      gates = list(1 + probs - probs.detach())
+    tx.zero_grad(set_to_none=True)
+    edges = list(zip(path.tolist(), gates, strict=True))
+    restored = network(images['blurred'], edges)
+    loss = torch.nn.functional.mse_loss(restored, images['sharp'])
+    loss.backward()
+    if step == 'weight':
+      torch.nn.utils.clip_grad_norm_(network.parameters(), s.clip_norm)
+    tx.step()
+    loss.item()
+
+  return run
+
+
+def make_run(task: Task, variant: str, step: str):
+  """Returns a function that does a step, and what is known without running."""
+  if variant == 'torch':
+    return make_torch(task, step), {}
+  return make_ours(task, variant, step)
+
+
+def measure_memory(size: str, variant: str, step: str) -> dict[str, float]:
+  """Returns the memory of two steps; to be called in a process of its own."""
+  run, _ = make_run(make_task(SIZES[size]), variant, step)
+  run()
+  return measure.peak_mib(lambda: (run(), run()))
+
+
+def measure_size(
+  size: str,
+  *,
+  variants: list[str],
+  steps: list[str],
+  runs: int,
+  cache: dict[str, str],
+) -> list[dict[str, Any]]:
+  """Returns the rows of one size; `cache` is the compiler's, as variables."""
+  task, rows = make_task(SIZES[size]), []
+  for step in steps:
+    made = {v: make_run(task, v, step) for v in variants}
+    functions = {variant: run for variant, (run, _) in made.items()}
+    medians = measure.median_ms(functions, runs=runs)
+    for variant in variants:
+      flags = ['--memory', size, variant, step]
+      memory = measure.in_process('benchmarks.supernet_step', flags, cache)
+      figures = {'compile_s': None, 'temp_mib': None} | made[variant][1]
+      rows.append(
+        {'size': size, 'step': step, 'variant': variant}
+        | {'ms': medians[variant],
+           'to_static': medians[variant] / medians['static']}
+        | figures | memory
+      )  # fmt: skip
+  return rows
+
+
+def ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
+  """Returns the sampled step over each other variant: time and memory."""
+  found = {}
+  of = {(r['size'], r['step'], r['variant']): r for r in rows}
+  for (size, step, variant), row in of.items():
+    sampled = of[size, step, 'sampled']
+    for key in ('ms', 'temp_mib', 'step_mib'):
+      if variant != 'sampled' and row[key]:
+        name = f'{size}_{step}_sampled_to_{variant}_{key}'
+        found[name] = sampled[key] / row[key]
+  return found
+
+
+def main() -> None:
+  """Measures and prints."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+  )
+  parser.add_argument('--sizes', default='demo,paper', help=', '.join(SIZES))
+  parser.add_argument(
+    '--variants', default=','.join(VARIANTS), help='sampled, static and others'
+  )
+  parser.add_argument('--steps', default=','.join(STEPS))
+  parser.add_argument('--runs', type=int, default=7, help='timed runs')
+  parser.add_argument('--memory', nargs=3, help=argparse.SUPPRESS)
+  args = parser.parse_args()
+  if args.memory:
+    print(json.dumps(measure_memory(*args.memory)))
+    return
+  chosen = {}
+  for name, known in (
+    ('sizes', SIZES), ('variants', VARIANTS), ('steps', STEPS)
+  ):  # fmt: skip
+    chosen[name] = getattr(args, name).split(',')
+    if unknown := set(chosen[name]) - set(known):
+      parser.error(f'--{name} has {unknown}; expected some of {list(known)}')
+  variants = [
+    v for v in chosen['variants']
+    if v != 'torch' or measure.is_installed('torch')
+  ]  # fmt: skip
+  with measure.compilation_cache() as cache:
+    options = {'variants': variants, 'steps': chosen['steps']}
+    options |= {'runs': args.runs, 'cache': cache}
+    rows = [row for s in chosen['sizes'] for row in measure_size(s, **options)]
+  summary = {'runs': args.runs} | ratios(rows)
+  measure.report('Steps of a supernet', rows, summary)
 
 
 if __name__ == '__main__':

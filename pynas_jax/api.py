@@ -25,6 +25,7 @@ import ml_collections
 import numpy as np
 from PIL import Image
 
+from pynas_jax import caching
 from pynas_jax import config as config_lib
 from pynas_jax import drawing
 from pynas_jax import evaluate as evaluate_lib
@@ -195,6 +196,7 @@ def search(
     SettingError: Before any work, names the setting.
   """
   config = make_config(config, **settings)
+  caching.keep_compiled_programs()
   workdir = open_workdir(workdir, config)
   with logbook_lib.Logbook(workdir) as logbook:
     result = hierarchical.search(config, workdir=workdir, logbook=logbook)
@@ -282,6 +284,7 @@ def train(
     SettingError: Before any work, names the setting.
   """
   config = make_config(config, **settings)
+  caching.keep_compiled_programs()
   workdir = open_workdir(workdir, config)
   derive(genotype, workdir)
   with logbook_lib.Logbook(workdir) as logbook:

@@ -55,6 +55,14 @@ def test_depthwise_conv2d_is_the_native_grouped_convolution():
   )  # fmt: skip
 
 
+def test_transposed_conv2d_is_the_native_one():
+  assert_same_function(
+    ops.transposed_conv2d,
+    lambda x, k: lax.conv_transpose(x, k, (2, 2), 'SAME'),
+    normal(0, 2, 5, 7, 3), normal(1, 4, 4, 3, 2),
+  )  # fmt: skip
+
+
 def test_every_operator_of_a_genotype_can_be_built():
   assert tuple(ops.OPS) == genotype.OPERATORS
 

@@ -54,10 +54,7 @@ class Upsample(nn.Module):
     if self.kind == 'pixel_shuffle':
       x = ops.Conv(4 * self.features, dtype=self.dtype, name='conv')(x)
       return patches.depth_to_space(x, factor=2)
-    return nn.ConvTranspose(
-      self.features, (4, 4), strides=(2, 2), padding='SAME', dtype=self.dtype,
-      kernel_init=ops.KERNEL_INIT, name='conv',
-    )(x)  # fmt: skip
+    return ops.TransposedConv(self.features, self.dtype, name='conv')(x)
 
 
 class Encoder(nn.Module):

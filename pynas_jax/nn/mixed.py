@@ -20,45 +20,64 @@ from pynas_jax.nn.gates import Gates
 
 def make_switch(
   branches: Sequence[Callable[[Any, jax.Array], jax.Array]],
-) -> Callable[[jax.Array, Sequence[Any], jax.Array], jax.Array]:
-  """Returns `switch(index, params, x)`, which runs `branches[index]` only.
+  activated: Sequence[bool],
+) -> Callable[[jax.Array, jax.Array, Sequence[Any], jax.Array], jax.Array]:
+  """Returns `switch(index, weight, params, x)`: x plus one gated branch.
 
-  A plain `lax.switch` keeps the residuals of every branch. Here the backward
-  pass is one switch that differentiates the sampled branch afresh from `x`;
-  a convolution needs no more than `x` for that, so nothing is computed twice.
+  That is `x + weight * f(params[index], x)`, with f the branch, or ReLU of it;
+  no other branch runs. A plain `lax.switch` keeps the residuals of every
+  branch. Here the backward pass is one switch that differentiates the sampled
+  branch afresh from `x`; a convolution needs no more than `x` for that, so
+  nothing is computed twice. Of ReLU one byte a value is kept, where it let
+  through: less than a static network keeps.
 
   Args:
-    branches: Functions of (their own parameters, x) with equal output types.
+    branches: Functions of (their own parameters, x) with the type of x.
+    activated: Of each branch, whether it is followed by ReLU.
 
   Returns:
-    A differentiable function of a scalar i32, parameters per branch, and x.
+    A differentiable function of a scalar i32, a scalar f32, parameters per
+    branch, and x.
   """
+  every = range(len(branches))
 
   def run(i):
-    return lambda params, x: branches[i](params[i], x)
+    def branch(weight, params, x):
+      y = branches[i](params[i], x)
+      is_open = y > 0 if activated[i] else jnp.ones(y.shape, bool)
+      y = jnp.where(is_open, y, 0)
+      return x + weight.astype(x.dtype) * y, is_open, y
+
+    return branch
 
   def run_backward(i):
-    def backward(params, x, grad):
-      _, vjp = jax.vjp(run(i), params, x)
-      return vjp(grad)  # Zeros for the parameters of the other branches.
+    def backward(weight, params, x, is_open, grad):
+      y_grad = jnp.where(is_open, weight.astype(x.dtype) * grad, 0)
+      _, vjp = jax.vjp(lambda params, x: branches[i](params[i], x), params, x)
+      # Zeros for the parameters of the other branches.
+      params_grad, x_grad = vjp(y_grad)
+      return params_grad, x_grad + grad
 
     return backward
 
-  every = range(len(branches))
+  def forward(index, weight, params, x):
+    output, is_open, y = jax.lax.switch(
+      index, [run(i) for i in every], weight, params, x
+    )
+    return output, (index, weight, params, x, is_open, y)
 
   @jax.custom_vjp
-  def switch(index, params, x):
-    return jax.lax.switch(index, [run(i) for i in every], params, x)
-
-  def forward(index, params, x):
-    return switch(index, params, x), (index, params, x)
+  def switch(index, weight, params, x):
+    return forward(index, weight, params, x)[0]
 
   def backward(saved, grad):
-    index, params, x = saved
-    grads = jax.lax.switch(
-      index, [run_backward(i) for i in every], params, x, grad
+    index, weight, params, x, is_open, y = saved
+    params_grad, x_grad = jax.lax.switch(
+      index, [run_backward(i) for i in every], weight, params, x, is_open, grad
     )
-    return None, *grads
+    # Where the gate is not learnt, this is not computed, nor is y kept.
+    weight_grad = (grad * y).sum(dtype=weight.dtype)
+    return None, weight_grad, params_grad, x_grad
 
   switch.defvjp(forward, backward)
   return switch
@@ -133,14 +152,9 @@ class MixedCell(nn.Module):
         w.astype(x.dtype) * y for w, y in zip(weights, outputs, strict=True)
       )
 
-    switch = make_switch(branches)
-    total = x
-    for index, weight in zip(gates.index, gates.weight, strict=True):
-      y = switch(index, params, x)
-      # Outside the switch, ReLU needs no second run of the operator.
-      if all(activated):
-        y = nn.relu(y)
-      elif any(activated):
-        y = jnp.where(jnp.asarray(activated)[index], nn.relu(y), y)
-      total = total + weight.astype(x.dtype) * y
-    return total
+    switch = make_switch(branches, activated)
+    paths = [
+      switch(index, weight, params, x)
+      for index, weight in zip(gates.index, gates.weight, strict=True)
+    ]
+    return paths[0] + sum(path - x for path in paths[1:])

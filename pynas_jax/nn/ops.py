@@ -20,6 +20,8 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
+from pynas_jax.nn import patches
+
 # N(0, 0.5 * sqrt(2 / (k * k * features))), as the DMPHN code.
 KERNEL_INIT = nn.initializers.variance_scaling(0.5, 'fan_out', 'normal')
 _DIMENSIONS = ('NHWC', 'HWIO', 'NHWC')
@@ -51,6 +53,10 @@ def _conv2d_forward(x, kernel, dilation):
 def _conv2d_backward(dilation, saved, grad):
   x, kernel = saved
   flipped = kernel[::-1, ::-1].swapaxes(2, 3)
+  if kernel.shape[0] == 1:  # A product of matrices.
+    pixels = (0, 1, 2)
+    kernel_grad = lax.dot_general(x, grad, ((pixels, pixels), ((), ())))
+    return conv2d(grad, flipped, dilation), kernel_grad[None, None]
   # dW[i, j] = sum over images and pixels of x shifted by the tap, times grad:
   # a convolution whose batch is C and whose kernel is the gradient. The
   # explicit transposes are what XLA:CPU's fast path asks for.
@@ -63,6 +69,36 @@ def _conv2d_backward(dilation, saved, grad):
 
 
 conv2d.defvjp(_conv2d_forward, _conv2d_backward)
+
+
+def transposed_conv2d(x: jax.Array, kernel: jax.Array) -> jax.Array:
+  """Doubles the resolution: a transposed convolution with stride 2.
+
+  XLA:CPU is slow at it, and slower at its gradients. So it is a convolution
+  3x3, whose kernel holds the four that make the even and the odd rows and
+  columns, each of 2x2 and padded with zeros, and a depth-to-space.
+
+  Args:
+    x: [B, H, W, C].
+    kernel: [4, 4, C, D], of the same dtype.
+
+  Returns:
+    [B, 2 * H, 2 * W, D]: `lax.conv_transpose` with padding 'SAME'.
+  """
+  c, d = kernel.shape[2:]
+  # Row 2i + a takes tap 2t + a of row i + t + a - 1, for t = 0, 1.
+  taps = kernel.reshape(2, 2, 2, 2, c, d)  # [t, a, s, b, C, D].
+  rows = jnp.stack(
+    [jnp.pad(taps[:, a], [(a, 1 - a)] + [(0, 0)] * 4) for a in range(2)]
+  )  # [a, 3, s, b, C, D].
+  both = jnp.stack(
+    [
+      jnp.pad(rows[:, :, :, b], [(0, 0)] * 2 + [(b, 1 - b)] + [(0, 0)] * 2)
+      for b in range(2)
+    ]
+  )  # [b, a, 3, 3, C, D].
+  phases = both.transpose(2, 3, 4, 1, 0, 5).reshape(3, 3, c, 4 * d)
+  return patches.depth_to_space(conv2d(x, phases), factor=2)
 
 
 def _pad_spatially(x: jax.Array, size: int) -> jax.Array:
@@ -148,6 +184,21 @@ class Conv(nn.Module):
         dimension_numbers=_DIMENSIONS,
       )  # fmt: skip
     return y + bias[None, None, None]
+
+
+class TransposedConv(nn.Module):
+  """Transposed convolution 4x4 with bias, which doubles the resolution."""
+
+  features: int
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    shape = (4, 4, x.shape[-1], self.features)
+    kernel = self.param('kernel', KERNEL_INIT, shape).astype(self.dtype)
+    bias = self.param('bias', nn.initializers.zeros, (self.features,))
+    y = transposed_conv2d(x.astype(self.dtype), kernel)
+    return y + bias.astype(self.dtype)[None, None, None]
 
 
 class SeparableConv(nn.Module):

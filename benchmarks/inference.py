@@ -1,0 +1,177 @@
+"""Time of a frame through a network, by the runtime.
+
+  python -m benchmarks.inference [--networks=found,dmphn] [--height=720]
+
+A network is 'found', which stands for what a search finds, 'dmphn', or the
+folder of a trained one. A frame is a photograph, uint8 in and out: all runtimes
+scale, clip and round. Times are medians of interleaved frames, with the copies;
+`psnr_to_f32_db` is of the frame before rounding, to XLA's in float32.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+import importlib
+import statistics
+from typing import Any
+
+import numpy as np
+
+from benchmarks import measure
+from benchmarks import networks
+from pynas_jax.deploy import backends
+from pynas_jax.deploy.backends import Network
+
+RUNTIMES = (
+  ('xla', 'float32'), ('xla', 'bfloat16'), ('torch', 'float32'),
+  ('torch', 'bfloat16'), ('torch.compile', 'float32'),
+  ('torch.compile', 'bfloat16'), ('onnxruntime', 'float32'),
+  ('openvino', 'float32'), ('openvino', 'bfloat16'),
+)  # fmt: skip
+_Restore = Callable[[np.ndarray], np.ndarray]
+
+
+def make_torch(
+  network: Network, *, dtype: str, compiled: bool, threads: int
+) -> _Restore:
+  """Returns PyTorch's function of a frame, uint8 or float32."""
+  import torch
+
+  from benchmarks import peers
+
+  torch.set_num_threads(threads)
+  module = peers.load(peers.Pyramid(network.genotype), network.params).eval()
+  device = measure.torch_device()
+  module = module.to(device, getattr(torch, dtype))
+  function = torch.compile(module) if compiled else module
+
+  def restore(frame: np.ndarray) -> np.ndarray:
+    with torch.inference_mode():
+      x = torch.from_numpy(frame).to(device).permute(0, 3, 1, 2)
+      is_uint8 = x.dtype == torch.uint8
+      y = function(x.float() / 255 if is_uint8 else x).clamp(0, 1)
+      y = (255 * y).round().to(torch.uint8) if is_uint8 else y
+      return y.permute(0, 2, 3, 1).cpu().numpy()
+
+  return restore
+
+
+def make_restore(
+  runtime: str, network: Network, frame: np.ndarray, *, threads: int
+) -> _Restore:
+  """Returns a runtime's function of frames like this one."""
+  if runtime.startswith('torch'):
+    return make_torch(
+      network, dtype=network.dtype, compiled='compile' in runtime,
+      threads=threads,
+    )  # fmt: skip
+  backends.choose(runtime, network)
+  return backends.compile_network(runtime, network, frame.shape, frame.dtype)
+
+
+def psnr_db(a: np.ndarray, b: np.ndarray) -> float:
+  """Returns the PSNR of images in [0, 1], at most 150.
+
+  >>> psnr_db(np.zeros(4), np.full(4, 0.1))
+  20.0
+  """
+  error = float(np.square(np.float64(a) - b).mean())
+  return round(-10 * np.log10(max(error, 1e-15)), 2)
+
+
+def why_not(runtime: str, error: Exception) -> str:
+  """Returns what stands in the place of a time."""
+  library = runtime.partition('.')[0]
+  try:
+    importlib.import_module('jax' if library == 'xla' else library)
+  except ImportError:
+    return 'not installed'
+  return f'{type(error).__name__}: {error}'.splitlines()[0][:60]
+
+
+def measure_network(
+  name: str, args: argparse.Namespace
+) -> list[dict[str, Any]]:
+  """Returns the rows of one network."""
+  genotype, params = networks.read(name)
+  photo = backends.photograph(args.height, args.width)
+  frame = np.rint(255 * photo).astype(np.uint8)
+  restores, notes, psnrs, exact = {}, {}, {}, None
+  for runtime, dtype in RUNTIMES:
+    if runtime not in args.runtimes:
+      continue
+    network = Network(genotype, params, dtype)
+    make = lambda like: make_restore(  # noqa: E731
+      runtime, network, like, threads=args.threads  # noqa: B023
+    )
+    try:
+      restored = make(photo)(photo)
+      exact = restored if exact is None else exact
+      psnrs[runtime, dtype] = psnr_db(restored, exact)
+      restores[runtime, dtype] = make(frame)
+      restores[runtime, dtype](frame)
+    except Exception as error:  # A runtime that fails is a row that says so.
+      restores.pop((runtime, dtype), None)
+      notes[runtime, dtype] = why_not(runtime, error)
+  functions = {k: lambda f=f: f(frame) for k, f in restores.items()}
+  times = measure.times_ms(functions, runs=args.runs)
+  return [
+    {
+      'network': name, 'runtime': runtime, 'dtype': dtype,
+      'height': args.height, 'width': args.width,
+      'p50_ms': statistics.median(times[key]) if key in times else None,
+      'psnr_to_f32_db': psnrs.get(key),
+      'note': notes.get(key, ''),
+    }
+    for key in ((r, d) for r, d in RUNTIMES if r in args.runtimes)
+    for runtime, dtype in [key]
+  ]  # fmt: skip
+
+
+def ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
+  """Returns XLA's and the best exported graph's time over PyTorch's eager."""
+  found: dict[str, float] = {}
+  for name in {row['network'] for row in rows}:
+    ms = {
+      (r['runtime'], r['dtype']): r['p50_ms']
+      for r in rows
+      if r['network'] == name and r['p50_ms']
+    }
+    exported = [v for k, v in ms.items() if k[0] in ('onnxruntime', 'openvino')]
+    peer = ms.get(('torch', 'float32'))
+    if peer and ('xla', 'float32') in ms:
+      found[f'{name}_xla_to_torch'] = ms['xla', 'float32'] / peer
+    if peer and exported:
+      found[f'{name}_best_exported_to_torch'] = min(exported) / peer
+  return found
+
+
+def main() -> None:
+  """Measures and prints."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+  )
+  parser.add_argument(
+    '--networks', default='found,dmphn', help='names or folders'
+  )
+  every = ','.join(dict.fromkeys(runtime for runtime, _ in RUNTIMES))
+  parser.add_argument('--runtimes', default=every, help='with xla')
+  parser.add_argument('--height', type=int, default=720, help='pixels')
+  parser.add_argument('--width', type=int, default=1280, help='pixels')
+  parser.add_argument('--runs', type=int, default=5, help='timed frames')
+  parser.add_argument('--threads', type=int, default=2, help='of PyTorch')
+  args = parser.parse_args()
+  args.runtimes = args.runtimes.split(',')
+  if unknown := set(args.runtimes) - set(every.split(',')):
+    parser.error(f'--runtimes has {unknown}; expected some of {every}')
+  rows = [
+    row for name in args.networks.split(',')
+    for row in measure_network(name, args)
+  ]  # fmt: skip
+  summary = {'runs': args.runs, 'threads': args.threads} | ratios(rows)
+  measure.report('One frame', rows, summary)
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,203 @@
+"""What all benchmarks share: side-by-side times, peak memory, how to report.
+
+Times are medians of interleaved runs, each waited for; a first run is not
+counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
+import ctypes
+import gc
+import importlib.metadata
+import json
+import os
+from pathlib import Path
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+from rich import console
+from rich import table
+
+MIB = 2**20
+_LIBRARIES = (
+  'jax', 'jaxlib', 'flax', 'optax', 'torch', 'onnxruntime', 'openvino',
+)  # fmt: skip
+
+
+def times_ms(
+  functions: Mapping[str, Callable[[], Any]], *, runs: int
+) -> dict[str, list[float]]:
+  """Returns the times of functions that wait for their results, in ms.
+
+  Args:
+    functions: By name; run in turn.
+    runs: Of each, after a first one.
+
+  >>> {k: len(v) for k, v in times_ms({'a': int}, runs=3).items()}
+  {'a': 3}
+  """
+  times: dict[str, list[float]] = {name: [] for name in functions}
+  for round_ in range(runs + 1):
+    for name, function in functions.items():
+      began = time.perf_counter()
+      function()
+      if round_:
+        times[name].append(1e3 * (time.perf_counter() - began))
+  return times
+
+
+def median_ms(
+  functions: Mapping[str, Callable[[], Any]], *, runs: int
+) -> dict[str, float]:
+  """Returns the medians of `times_ms`."""
+  times = times_ms(functions, runs=runs)
+  return {name: statistics.median(values) for name, values in times.items()}
+
+
+def _status_mib(name: str) -> float:
+  lines = Path('/proc/self/status').read_text().splitlines()
+  line = next(line for line in lines if line.startswith(f'{name}:'))
+  return int(line.split()[1]) / 1024
+
+
+def peak_mib(function: Callable[[], Any]) -> dict[str, float]:
+  """Returns the memory of this process while a function runs (Linux).
+
+  Returns:
+    `process_mib`, the peak, and `step_mib`, how much of it the function took;
+    with an accelerator also `device_mib`, the peak there since the start.
+  """
+  gc.collect()
+  ctypes.CDLL(None).malloc_trim(0)  # Else the peak hides in what was freed.
+  Path('/proc/self/clear_refs').write_text('5')  # Forgets the peak so far.
+  before = _status_mib('VmRSS')
+  function()
+  peak = _status_mib('VmHWM')
+  found = {'process_mib': peak, 'step_mib': peak - before}
+  if torch_device() == 'cuda':
+    import jax
+    import torch
+
+    ours = jax.devices()[0].memory_stats()['peak_bytes_in_use']
+    theirs = torch.cuda.max_memory_allocated()
+    found['device_mib'] = max(ours, theirs) / MIB
+  return found
+
+
+def torch_device() -> str:
+  """Returns where PyTorch is to run: on the kind of device that JAX is."""
+  import jax
+
+  if jax.default_backend() != 'gpu' or not is_installed('torch'):
+    return 'cpu'
+  import torch
+
+  return 'cuda' if torch.cuda.is_available() else 'cpu'
+
+
+def in_process(
+  module: str, flags: Sequence[str], env: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+  """Runs a module in a process of its own.
+
+  Args:
+    module: As for `python -m`.
+    flags: Of the command line.
+    env: Environment variables, beside those of this process.
+
+  Returns:
+    The JSON object of its last line.
+  """
+  ran = subprocess.run(
+    [sys.executable, '-m', module, *flags], check=True, text=True,
+    stdout=subprocess.PIPE, env=os.environ | dict(env or {}),
+  )  # fmt: skip
+  return json.loads(ran.stdout.splitlines()[-1])
+
+
+@contextlib.contextmanager
+def compilation_cache() -> Iterator[dict[str, str]]:
+  """Keeps what JAX compiles, until the end of the context.
+
+  Yields:
+    The environment variables by which other processes find it.
+  """
+  import jax
+
+  names = ('jax_compilation_cache_dir',
+           'jax_persistent_cache_min_compile_time_secs')  # fmt: skip
+  old = [getattr(jax.config, name) for name in names]
+  with tempfile.TemporaryDirectory() as folder:
+    settings = dict(zip(names, (folder, 0.2), strict=True))
+    for name, value in settings.items():
+      jax.config.update(name, value)
+    yield {name.upper(): str(value) for name, value in settings.items()}
+    for name, value in zip(names, old, strict=True):
+      jax.config.update(name, value)
+
+
+def is_installed(library: str) -> bool:
+  """Returns whether a library is there, by its name on the package index."""
+  try:
+    importlib.metadata.version(library)
+  except importlib.metadata.PackageNotFoundError:
+    return False
+  return True
+
+
+def environment() -> dict[str, Any]:
+  """Returns what figures depend on: device, processors, versions, commit."""
+  import jax  # Only here: a benchmark may set JAX up before.
+
+  from pynas_jax import api
+
+  device = jax.devices()[0]
+  return {
+    'device': f'{device.platform}: {device.device_kind}',
+    'cpus': len(os.sched_getaffinity(0)),
+    'commit': api.commit(),
+    'versions': {
+      name: importlib.metadata.version(name)
+      for name in _LIBRARIES
+      if is_installed(name)
+    },
+  }
+
+
+def _shown(value: Any) -> str:
+  """Returns a cell of a table.
+
+  >>> _shown(0.12345), _shown(123.45), _shown(None), _shown('a')
+  ('0.123', '123', '', 'a')
+  """
+  if value is None:
+    return ''
+  return f'{value:.3g}' if isinstance(value, float) and value < 1e3 else (
+    f'{value:.0f}' if isinstance(value, float) else str(value)
+  )  # fmt: skip
+
+
+def report(
+  title: str, rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]
+) -> None:
+  """Prints rows as a table; then, as the last line, all as one JSON object.
+
+  Args:
+    title: Of the table.
+    rows: With the same keys in all.
+    summary: Ratios and settings; goes into the object beside `rows`.
+  """
+  shown = table.Table(title=title)
+  for column in rows[0]:
+    shown.add_column(column, justify='right')
+  for row in rows:
+    shown.add_row(*(_shown(value) for value in row.values()))
+  console.Console(width=None if sys.stdout.isatty() else 160).print(shown)
+  result = {'rows': list(rows), **summary, **environment()}
+  print(json.dumps(result))

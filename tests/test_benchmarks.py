@@ -1,0 +1,108 @@
+"""Every benchmark turns at a tiny size and ends with one JSON object."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from benchmarks import inference
+from benchmarks import supernet_step
+from experiments.gpu import frames
+from pynas_jax.nn.layers import Layer
+
+SMALL = ('--height=24', '--width=32', '--runs=1')
+FOUND = (*SMALL, '--networks=found')
+COMMANDS = {
+  'benchmarks.operators': ('--side=8', '--width=2', '--runs=1'),
+  'experiments.gpu.frames': (*FOUND, '--peak-size=16', '--eager'),
+}
+SLOW = {
+  'benchmarks.train_step': (
+    '--networks=found', '--crop=8', '--batch=2', '--devices=1,2', '--runs=1',
+  ),
+  'benchmarks.compile_time': ('--tasks=restore', '--width=2'),
+  'benchmarks.scaling': ('--side=16', '--width=4', '--runs=1'),
+}  # fmt: skip
+
+
+def run(module, flags, monkeypatch, capsys):
+  """Returns what a benchmark's last line holds."""
+  monkeypatch.setattr(sys, 'argv', [module, *flags])
+  monkeypatch.setenv('XLA_FLAGS', os.environ.get('XLA_FLAGS', ''))
+  importlib.import_module(module).main()
+  result = json.loads(capsys.readouterr().out.splitlines()[-1])
+  assert {'rows', 'device', 'versions', 'commit'} <= set(result)
+  return result
+
+
+@pytest.mark.parametrize('module', COMMANDS)
+def test_benchmarks_turn(module, monkeypatch, capsys):
+  result = run(module, COMMANDS[module], monkeypatch, capsys)
+  for row in result['rows']:
+    times = [v for k, v in row.items() if k.endswith('_ms')]
+    assert times and all(t > 0 for t in times)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('module', SLOW)
+def test_longer_benchmarks_turn(module, monkeypatch, capsys):
+  assert run(module, SLOW[module], monkeypatch, capsys)['rows']
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('step', supernet_step.STEPS)
+def test_sampled_steps_are_compared(step, monkeypatch, capsys):
+  flags = ('--sizes=tiny', f'--steps={step}', '--runs=1')
+  result = run('benchmarks.supernet_step', flags, monkeypatch, capsys)
+  assert result[f'tiny_{step}_sampled_to_static_ms'] > 0
+  assert all(row['process_mib'] > 100 for row in result['rows'])
+
+
+def test_variants_that_do_not_exist_are_refused(monkeypatch):
+  monkeypatch.setattr(sys, 'argv', ['', '--variants=sampled,fast'])
+  with pytest.raises(SystemExit, match='2'):
+    supernet_step.main()
+
+
+def test_missing_runtimes_are_rows_that_say_so(monkeypatch, capsys):
+  monkeypatch.setitem(sys.modules, 'onnxruntime', None)
+  flags = (*FOUND, '--runtimes=xla,torch,onnxruntime')
+  result = run('benchmarks.inference', flags, monkeypatch, capsys)
+  rows = {row['runtime']: row for row in result['rows']}
+  assert rows['onnxruntime']['note'] == 'not installed'
+  assert rows['onnxruntime']['p50_ms'] is None
+  assert rows['xla']['p50_ms'] > 0
+
+
+def test_psnr_of_rounding():
+  assert inference.psnr_db(np.zeros(4), np.ones(4)) == 0
+
+
+def test_bytes_of_layers():
+  size = (2, 4, 4, 8, 16)
+  values = {'conv': 24, 'down': 8 + 4, 'up': 8 + 64, 'fuse': 32}
+  for kind, per_pixel in values.items():
+    layer = Layer(kind, 'pixel_shuffle' if kind == 'up' else '', *size)
+    expected = 2 * (32 * per_pixel + layer.count()[0])
+    assert frames.count_bytes(layer, 2) == expected
+
+
+@pytest.mark.slow
+def test_script_of_the_gpu_runs_a_part(root, tmp_path):
+  script = root / 'experiments' / 'gpu' / 'run_all.sh'
+  environment = os.environ | {
+    'OUT': str(tmp_path), 'PYTHON': sys.executable, 'PYTHONPATH': str(root)
+  }  # fmt: skip
+  subprocess.run(
+    [script, '--dry-run', 'operators'], check=True, env=environment
+  )
+  result = json.loads((tmp_path / 'operators.json').read_text())
+  assert result['device'].startswith('cpu')
+  refused = subprocess.run([script, 'nothing'], env=environment, check=False)
+  assert refused.returncode == 2
