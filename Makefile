@@ -35,6 +35,8 @@ $(STAMP): setup.cfg pyproject.toml
 demo: setup
 	$(BIN)/python -m pynas_jax.main --config=configs/pipeline.py:demo \
 	  --workdir=runs/demo
+	$(BIN)/python -m pynas_jax.deblur --input pynas_jax/data/blurry \
+	  --output runs/demo/deblurred --overwrite
 
 test: lint
 	$(BIN)/python -m pytest -m 'not slow'
