@@ -224,10 +224,10 @@ def box() -> ml_collections.ConfigDict:
   c.search.schemes, c.search.num_trials = ('1',), 1
   c.search.cost, c.search.cost_weight = 'macs', 0.05
   c.search.max_gmacs = 6.0  # 33 ms at 720p on two cores (OpenVINO, bfloat16).
-  c.search.warmup_steps, c.search.num_steps = 600, 1500
-  c.search.eval_every, c.search.score_steps = 300, 300
+  c.search.warmup_steps, c.search.num_steps = 200, 500
+  c.search.eval_every, c.search.score_steps = 100, 100
   c.search.collapse_fraction = 1.0
-  c.train.num_steps, c.train.eval_every = 20_000, 1000
+  c.train.num_steps, c.train.eval_every = 15_000, 1000
   c.train.ema_decay = 0.999
   c.train.inherit = False
   return c
