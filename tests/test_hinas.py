@@ -344,7 +344,7 @@ def test_training_and_its_statistics_do_not_depend_on_the_devices():
 
 
 def test_statistics_come_near_to_those_of_the_data_and_are_averaged_too():
-  network, _, state = trained(1, ema_decay=0.5, steps=40)
+  network, _, state = trained(1, ema_decay=0.5, steps=120)
   (*_, batch) = batches(1, size=4)
   x = np.asarray(batch['blurred']) - 0.5
   kernel = state.params['start1']['kernel']
