@@ -319,8 +319,12 @@ def evaluate(
   """
   config = make_config(config, **settings)
   workdir = open_workdir(workdir, config, splits=('test',))
-  source = sources.make_source(config.data, 'test', seed=config.seed)
-  means, rows, samples = evaluate_lib.evaluate(restorer, source)
+  source = sources.make_source(
+    config.data, 'test', seed=config.seed, task=config.task
+  )
+  means, rows, samples = evaluate_lib.evaluate(
+    restorer, source, patch=config.data.eval_patch
+  )
   scores = {
     'mean': means,
     'sequences': evaluate_lib.sequence_scores(rows),
@@ -426,6 +430,7 @@ def make_report(
   return {
     'genotype': restorer.genotype.to_dict(),
     **describe_size(restorer.genotype),
+    'task': config.task,
     'dataset': config.data.name,
     **means,
     'versions': versions(),

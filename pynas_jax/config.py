@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Mapping
+import functools
 import math
 import numbers
 from typing import Any
@@ -19,9 +20,11 @@ import ml_collections
 from pynas_jax import genotype as genotype_lib
 
 MODES = ('search', 'train', 'evaluate', 'benchmark', 'pipeline')
+LOSSES = ('mse', 'psnr', 'charbonnier', 'mse_ssim', 'mse_ssim_code')
 CHOICES = {
   'mode': MODES,
-  'space': ('pynas',),
+  'task': ('deblur', 'denoise', 'super_resolution', 'jpeg'),
+  'space': ('pynas', 'hinas'),
   'model.upsample': genotype_lib.UPSAMPLES,
   'model.link': genotype_lib.LINKS,
   'model.share': ('none', 'cells', 'weights'),
@@ -31,25 +34,28 @@ CHOICES = {
     'urban100', 'bsd100', 'set12', 'bsd68', 'kodak24', 'live1', 'classic5',
   ),
   'search.estimator': ('one_path', 'two_path', 'mixture', 'reinforce'),
-  'search.loss': ('mse', 'psnr', 'charbonnier'),
+  'search.loss': LOSSES,
+  'search.score': ('derived', 'supernet'),
   'search.cost': ('none', 'latency', 'macs'),
   'search.cost_form': ('add', 'mul'),
   'search.objective': ('psnr', 'fastest', 'knee'),
   'search.optimizer': ('sgd', 'adam'),
-  'train.loss': ('mse', 'psnr', 'charbonnier'),
-  'train.schedule': ('constant', 'step', 'cosine'),
+  'train.loss': LOSSES,
+  'train.optimizer': ('adam', 'sgd'),
+  'train.schedule': ('constant', 'step', 'cosine', 'poly'),
   'train.dtype': ('float32', 'bfloat16'),
   'benchmark.dtype': ('float32', 'bfloat16'),
 }
 POSITIVE = (
-  'model.cells_per_stage', 'model.unshuffle', 'data.crop', 'data.eval_crop',
-  'data.num_validation', 'data.blurs_per_photo', 'data.kernel_steps',
-  'data.light_gamma', 'search.num_trials', 'search.num_steps',
-  'search.batch_size', 'search.alpha_every', 'search.eval_every',
-  'search.patience', 'search.weight_lr', 'search.alpha_lr', 'search.tau_start',
-  'search.tau_end', 'search.score_steps',
-  'train.num_steps', 'train.batch_size', 'train.lr', 'train.decay_every',
-  'train.eval_every', 'benchmark.height', 'benchmark.width', 'benchmark.runs',
+  'model.cells_per_stage', 'model.unshuffle', 'hinas.layers', 'hinas.nodes',
+  'hinas.width', 'hinas.stem_width', 'hinas.sep_repeats', 'data.crop',
+  'data.eval_crop', 'data.scale', 'data.num_validation', 'data.blurs_per_photo',
+  'data.kernel_steps', 'data.light_gamma', 'search.num_trials',
+  'search.num_steps', 'search.batch_size', 'search.alpha_every',
+  'search.eval_every', 'search.patience', 'search.weight_lr', 'search.alpha_lr',
+  'search.tau_start', 'search.tau_end', 'search.score_steps', 'train.num_steps',
+  'train.batch_size', 'train.lr', 'train.decay_every', 'train.eval_every',
+  'benchmark.height', 'benchmark.width', 'benchmark.runs',
 )  # fmt: skip
 
 
@@ -62,6 +68,7 @@ def base() -> ml_collections.ConfigDict:
   c = ml_collections.ConfigDict()
   c.mode = 'pipeline'  # What `main` does: one of MODES.
   c.seed = 0  # Every random choice follows from it.
+  c.task = 'deblur'  # What is wrong with the images: the Recipe of `degrade`.
   c.space = 'pynas'  # Search space, by its name in `spaces.SPACES`.
   # Architecture to train, or to time untrained: a genotype.json, the name of a
   # reference ('dmphn', 'dmphn-1-2-4', 'nafnet-32'), or '' for the one in the
@@ -88,6 +95,18 @@ def base() -> ml_collections.ConfigDict:
   m.share = 'none'
   m.joint = False  # Search all scales at once, not coarse to fine; to compare.
 
+  c.hinas = h = ml_collections.ConfigDict()  # The model of the space 'hinas'.
+  h.layers = 2  # HiNAS: 3 for denoising, 2 for super-resolution.
+  h.nodes = 3  # Of a cell. HiNAS: 4, 3.
+  h.width = 8  # Channels of a node. Code: 10 in the search, 20 after it.
+  h.width_factors = (1.0, 2.0, 4.0)  # Of the levels. Code: 1, 1.5, 2.
+  h.stem_width = 32  # Channels of start and end. Code: 64 at the start.
+  h.candidates = genotype_lib.HINAS_OPERATORS  # HiNAS section 3.1.
+  h.per_layer = True  # LWAS: layers have architectures of their own.
+  h.share_cells = True  # Eq. 5; False is Eq. 6, which costs memory.
+  h.sep_repeats = 1  # Times that a separable convolution is done. Code: 2.
+  h.residual = True  # Predict output minus (enlarged) input.
+
   c.data = d = ml_collections.ConfigDict()
   # Bundled photographs, a 'folder' of your own, or a dataset to be prepared.
   d.name = 'photos'
@@ -96,22 +115,30 @@ def base() -> ml_collections.ConfigDict:
   d.prepared_dir = ''  # Of prepared datasets; '' is TFDS's own folder.
   d.tiles = False  # Train on a prepared dataset's tiles: faster to decode.
   d.validation_fraction = 0.1  # Of the training pairs (PyNAS section 3.2).
+  # Of the other training pairs, those for the alphas alone in a search; 0 lets
+  # them learn on the validation pairs, as PyNAS. HiNAS: 0.5.
+  d.alpha_fraction = 0.0
   d.crop = 64  # Training crop, pixels. PyNAS: 256, and 288 for odd schemes.
   d.eval_crop = 288  # Centre crop scored during search and training, pixels.
+  # Images are cut into squares of this side to be scored; 0 is whole images.
+  d.eval_patch = 0  # HiNAS: 64.
   d.num_validation = 8  # Pairs scored during search and training, at most.
   d.num_threads = 2  # Loader threads; 0 loads in the training loop.
   d.augment = True  # Random flips and quarter turns, the same for a pair.
   d.saturation_jitter = 0.0  # SDNet: 0.2, factors of 0.8 to 1.2; 0 is off.
+  d.grey = False  # As grey images, in three equal channels. HiNAS: denoising.
   # How sharp images are degraded: the bundled ones, and datasets without pairs.
+  d.scale = 4  # Of super-resolution: 2, 3 or 4 times as large.
   d.blurs_per_photo = 4  # Degradations of each held-out image.
   d.kernel_size = 9  # Random-walk blur kernel side, pixels, odd; 1 is no blur.
   d.kernel_steps = 16  # Steps of the camera's random walk.
-  d.noise_sigma = 1.0  # Gaussian noise after blur, of 255.
+  d.noise_sigma = 1.0  # Gaussian noise after blur, of 255. Denoising: 15 to 70.
   d.light_gamma = 1.0  # Blur to this power of the image; 2.2 is linear light.
   d.highlight_gain = 1.0  # Light that white pixels hold, at most; 1 is white.
   d.shot_noise = 0.0  # Value of one photon, such as 0.001; 0 is off.
   d.varying = 0.0  # Part of the pictures whose blur varies over the frame.
-  d.jpeg_quality = ()  # Lowest and highest, such as (60, 95); () is no JPEG.
+  # Lowest and highest, such as (60, 95); () is no JPEG. Task 'jpeg': (10, 40).
+  d.jpeg_quality = ()
 
   c.search = s = ml_collections.ConfigDict()
   s.schemes = ('1-2', '1-3', '1-4')  # Proposed; () is all in the limits.
@@ -125,16 +152,23 @@ def base() -> ml_collections.ConfigDict:
   s.warmup_steps = 150  # Weights only, uniformly sampled operators.
   s.num_steps = 270  # Weight steps a stage, warm-up included. PyNAS: 80 epochs.
   s.batch_size = 8  # PyNAS: 32.
-  s.loss = 'psnr'  # PyNAS: 'mse' (Eq. 9). Ours: 'psnr' is -PSNR per image.
+  # PyNAS: 'mse' (Eq. 9). HiNAS: 'mse_ssim' (Eq. 7), or as in its code. Ours:
+  # 'psnr' is -PSNR per image.
+  s.loss = 'psnr'
   s.alpha_every = 1  # Weight steps between alpha steps.
   s.optimizer = 'adam'  # Of the weights. PyNAS: 'sgd', slow in few steps.
-  s.weight_lr = 2e-3  # Cosine to 0. PyNAS: 5e-4.
+  s.weight_lr = 2e-3  # Cosine. PyNAS: 5e-4. HiNAS: 0.025.
+  s.weight_lr_end = 0.0  # HiNAS: 0.001.
+  s.weight_decay = 0.0  # Of 'sgd'. HiNAS: 3e-4.
   s.momentum = 0.9  # Of 'sgd'.
   s.clip_norm = 1.0  # Of the weight gradient; 0 is off. Ours.
-  s.alpha_lr = 2e-2  # Adam. PyNAS: 1e-3.
+  s.alpha_lr = 2e-2  # Adam. PyNAS, HiNAS: 1e-3.
+  s.alpha_decay = 0.0  # Weight decay of the alphas. HiNAS: 1e-3.
   s.tau_start = 5.0  # Gumbel temperature, annealed linearly (GDAS: 10).
   s.tau_end = 0.5  # (GDAS: 0.1.)
-  s.eval_every = 30  # Steps between scores of the derived network, and saves.
+  s.eval_every = 30  # Steps between scores, and saves.
+  s.score = 'derived'  # Network that is scored. HiNAS: the 'supernet'.
+  s.first_score = 0  # Step from which scores count. HiNAS: epoch 61 of 100.
   s.patience = 5  # Scores without improvement before early stopping.
   s.collapse_fraction = 0.5  # Stop when more of the cells than this are zero.
   # Ours: passes over a stage's cells, each given its best operator; 0 is off.
@@ -154,8 +188,11 @@ def base() -> ml_collections.ConfigDict:
   c.train = t = ml_collections.ConfigDict()
   t.num_steps = 3000  # PyNAS: 3000 epochs.
   t.batch_size = 8  # PyNAS: 6.
-  t.lr = 2e-3  # Adam. PyNAS: 1e-4.
-  t.schedule = 'cosine'  # 'step' multiplies by decay_rate every decay_every.
+  t.optimizer = 'adam'  # HiNAS: 'sgd', with a momentum of 0.9.
+  t.lr = 2e-3  # PyNAS: 1e-4. HiNAS: 0.05.
+  # 'step' multiplies by decay_rate every decay_every; 'poly' is the share of
+  # the steps that are left, to the power of 0.9 (HiNAS's code).
+  t.schedule = 'cosine'
   t.decay_every = 1000  # Steps, for 'step'.
   t.decay_rate = 0.1  # PyNAS section 3.2.
   t.loss = 'psnr'  # As search.loss.
@@ -233,10 +270,69 @@ def box() -> ml_collections.ConfigDict:
   return c
 
 
+def hinas(
+  task: str, *, scale: int = 1, sigma: float = 0.0
+) -> ml_collections.ConfigDict:
+  """Returns the settings of HiNAS, section 4.1.
+
+  An epoch of search is every image of one half of the training images once:
+  BSD500 has 300, of which 2 % are left out, DIV2K 800. The paper does not say
+  how many crops of an image that is.
+
+  Args:
+    task: 'denoise' on BSD500, or 'super_resolution' on DIV2K.
+    scale: Factor of super-resolution.
+    sigma: Of the noise, of 255.
+  """
+  c = base()
+  c.task, c.space = task, 'hinas'
+  denoise = task == 'denoise'
+  h, d, s, t = c.hinas, c.data, c.search, c.train
+  h.layers, h.nodes = (3, 4) if denoise else (2, 3)
+  h.width, h.stem_width = (20, 64) if denoise else (16, 64)
+  c.model.zero_init_last = False
+  d.root, d.validation_fraction, d.alpha_fraction = 'data', 0.02, 0.5
+  d.name = 'bsd500' if denoise else 'div2k'
+  d.noise_sigma, d.grey = sigma, denoise
+  d.scale, d.crop = scale, 64 * scale  # The network sees 64x64.
+  d.eval_crop = 64 * scale * 4
+  d.blurs_per_photo, d.num_validation = 1, 16
+  s.schemes, s.num_trials = ('1',), 1
+  s.estimator, s.score, s.loss = 'mixture', 'supernet', 'mse_ssim'
+  s.optimizer, s.momentum, s.weight_decay = 'sgd', 0.9, 3e-4
+  s.weight_lr, s.weight_lr_end = 0.025, 0.001
+  s.alpha_lr, s.alpha_decay = 1e-3, 1e-3
+  s.batch_size = 8 if denoise else 24
+  epoch = 147 // 8 if denoise else 392 // 24
+  s.warmup_steps, s.num_steps = 20 * epoch, 100 * epoch
+  s.eval_every, s.first_score, s.patience = epoch, 61 * epoch, 100
+  s.clip_norm, s.collapse_fraction = 0.0, 1.0
+  s.refine_passes = 0
+  s.score_steps = 1  # What was found is trained afresh.
+  t.num_steps = 400_000 if denoise else 600_000
+  t.batch_size, t.optimizer, t.lr, t.schedule = 24, 'sgd', 0.05, 'poly'
+  t.loss, t.clip_norm, t.eval_every = 'mse_ssim', 0.0, 2000
+  t.inherit = False
+  c.benchmark.height, c.benchmark.width = 321, 481  # As the images of BSD500.
+  return c
+
+
+# Variants of the files in `configs/` that have the settings of HiNAS.
+HINAS = {
+  f'denoise{sigma}': functools.partial(hinas, 'denoise', sigma=float(sigma))
+  for sigma in (30, 50, 70)
+} | {
+  f'sr{scale}': functools.partial(hinas, 'super_resolution', scale=scale)
+  for scale in (2, 3, 4)
+}
+
+
 def shrink(c: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   """Returns the settings of a run of seconds, to check that all parts turn."""
   c.model.widths, c.model.cells_per_stage = (4, 8), 1
   c.model.unshuffle = 1
+  h = c.hinas
+  h.layers, h.nodes, h.width, h.stem_width = 2, 2, 2, 4
   c.data.crop, c.data.eval_crop, c.data.num_validation = 24, 48, 2
   c.data.blurs_per_photo, c.data.kernel_size = 1, 7
   c.search.schemes, c.search.num_trials = ('1-2',), 1
@@ -356,7 +452,9 @@ def validate(c: ml_collections.ConfigDict) -> None:
   for name in (
     'search.warmup_steps', 'search.clip_norm', 'train.clip_norm',
     'data.noise_sigma', 'data.num_threads', 'data.shot_noise',
-    'search.max_hours', 'search.cost_weight', 'search.max_latency_ms',
+    'search.max_hours', 'search.weight_lr_end', 'search.weight_decay',
+    'search.alpha_decay', 'search.first_score', 'data.eval_patch',
+    'search.cost_weight', 'search.max_latency_ms',
     'search.max_params', 'search.max_gmacs', 'search.psnr_slack',
     'search.refine_passes',
   ):  # fmt: skip
@@ -366,7 +464,7 @@ def validate(c: ml_collections.ConfigDict) -> None:
     require(0 < leaves[name] <= 1, name, leaves[name], 'above 0, at most 1')
   for name in (
     'train.ema_decay', 'search.momentum', 'data.validation_fraction',
-    'data.saturation_jitter',
+    'data.saturation_jitter', 'data.alpha_fraction',
   ):  # fmt: skip
     require(0 <= leaves[name] < 1, name, leaves[name], '0 or more, below 1')
   varying = c.data.varying
@@ -415,13 +513,15 @@ def validate(c: ml_collections.ConfigDict) -> None:
                     and 1 <= quality[0] <= quality[1] <= 100),
     'data.jpeg_quality', quality, '() or (lowest, highest) within 1 and 100',
   )  # fmt: skip
+  _validate_task(c)
   # A probe genotype checks every setting of the model that it shares.
   candidates = c.model.candidates
-  require(
-    len(set(map(str, candidates))) == len(candidates) > 0,
-    'model.candidates', candidates,
-    'operators, none twice',
-  )  # fmt: skip
+  for group in ('model', 'hinas'):
+    names = c[group].candidates
+    require(
+      len(set(map(str, names))) == len(names) > 0, f'{group}.candidates', names,
+      'operators, none twice',
+    )  # fmt: skip
   try:
     for operator in candidates:
       num_cells = len(c.model.widths) * c.model.cells_per_stage
@@ -434,6 +534,52 @@ def validate(c: ml_collections.ConfigDict) -> None:
       )
   except genotype_lib.GenotypeError as error:
     raise SettingError(f'model: {error}') from None
+  h = c.hinas
+  require(
+    len(h.candidates) >= 3 and set(h.candidates) > {'zero'},
+    'hinas.candidates', h.candidates, 'at least 3 operators',
+  )  # fmt: skip
+  try:
+    for operator in h.candidates:
+      node = ((0, operator), (1, operator))
+      genotype_lib.HinasGenotype(
+        cells=((node,) * h.nodes,) * h.layers,
+        levels=(0,) * h.layers,
+        width=h.width,
+        width_factors=tuple(h.width_factors),
+        stem_width=h.stem_width,
+        sep_repeats=h.sep_repeats,
+      )
+  except genotype_lib.GenotypeError as error:
+    raise SettingError(f'hinas: {error}') from None
+
+
+def _validate_task(c: ml_collections.ConfigDict) -> None:
+  """Checks the settings that only some tasks and spaces can have together."""
+  if c.task == 'super_resolution':
+    require(
+      c.space == 'hinas', 'space', c.space,
+      "'hinas' for super_resolution, as the output of others is no larger",
+    )  # fmt: skip
+    scale = c.data.scale
+    require(scale in (2, 3, 4), 'data.scale', scale, '2, 3 or 4')
+    for name in ('crop', 'eval_crop', 'eval_patch'):
+      size = c.data[name]
+      expected = f'a multiple of data.scale, {scale}'
+      require(size % scale == 0, f'data.{name}', size, expected)
+  if c.task == 'jpeg':
+    quality = c.data.jpeg_quality
+    require(bool(quality), 'data.jpeg_quality', quality, 'such as (10, 40)')
+  if c.space == 'hinas':
+    require(
+      c.search.cost == 'none', 'search.cost', c.search.cost,
+      "'none' for the space 'hinas', whose choices have no costs",
+    )  # fmt: skip
+    require(
+      c.search.refine_passes == 0, 'search.refine_passes',
+      c.search.refine_passes,
+      "0 for the space 'hinas', where an edge may also be left out",
+    )  # fmt: skip
 
 
 def to_json(c: ml_collections.ConfigDict) -> str:

@@ -4,7 +4,9 @@ Images are uint8 [H, W, 3]. PSNR and SSIM are taken of the output as it would be
 saved, rounded to 8 bits, and averaged over images, as the papers on GoPro do;
 `psnr_float` is that of the unrounded output. `ssim` is per channel, `ssim_3d`
 the MATLAB-like one that papers on GoPro quote. The means of each sequence are
-what PyNAS's Table 2 has.
+what PyNAS's Table 2 has. Super-resolution is scored on luminance, without a
+border of as many pixels as the factor, and against bicubic enlarging, as in
+its papers.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from pynas_jax import registration
 from pynas_jax.data import sources
 from pynas_jax.deploy.restorer import Restorer
 from pynas_jax.logbook import progress
+from pynas_jax.nn import patches
 
 # A held-out image: name, blurred, restored, sharp; images are uint8.
 Sample = tuple[str, np.ndarray, np.ndarray, np.ndarray]
@@ -58,8 +61,42 @@ def _against(
   return image, jnp.asarray(target[None]), None
 
 
+def restore_patches(
+  restorer: Restorer, image: np.ndarray, *, patch: int, scale: int = 1
+) -> np.ndarray:
+  """Restores an image square by square, as HiNAS does (its section 4.1).
+
+  Args:
+    restorer: The network.
+    image: f32[1, H, W, 3] in [0, 1].
+    patch: Side of the squares in the output, pixels.
+    scale: Factor by which the output is larger.
+
+  Returns:
+    f32[1, scale * H, scale * W, 3].
+  """
+  side = patch // scale
+  padded = patches.pad_to_multiple(image, height=side, width=side)
+  grid = {'rows': padded.shape[1] // side, 'cols': padded.shape[2] // side}
+  restored = restorer(patches.split(padded, **grid))
+  whole = patches.merge(jnp.asarray(restored), **grid)
+  height, width = image.shape[1:3]
+  return np.asarray(whole[:, : scale * height, : scale * width])
+
+
+def _scored(image: jax.Array, scale: int) -> jax.Array:
+  """Returns what is scored of an image: in super-resolution, luminance."""
+  if scale == 1:
+    return image
+  return metrics.luminance(image)[:, scale:-scale, scale:-scale]
+
+
 def evaluate(
-  restorer: Restorer, source: sources.Source, *, num_samples: int = 4
+  restorer: Restorer,
+  source: sources.Source,
+  *,
+  num_samples: int = 4,
+  patch: int = 0,
 ) -> tuple[dict[str, float], list[dict[str, Any]], list[Sample]]:
   """Scores a network.
 
@@ -67,6 +104,7 @@ def evaluate(
     restorer: The network.
     source: Of whole pairs.
     num_samples: Images to return, evenly spaced.
+    patch: Side of the squares that an image is cut into; 0 is whole images.
 
   Returns:
     The mean of each score over images; the scores of each image, with its
@@ -78,13 +116,22 @@ def evaluate(
     for i in range(len(source)):
       item = source[i]
       blurred, sharp = item['blurred'], item['sharp']
+      scale = sharp.shape[-3] // blurred.shape[0]
       x = jnp.asarray(blurred[None] / 255, jnp.float32)
-      restored = jnp.asarray(restorer(x))
-      before = _score(*_against(x, sharp, source.protocol))
+      restored = jnp.asarray(
+        restore_patches(restorer, x, patch=patch, scale=scale)
+        if patch
+        else restorer(x)
+      )
+      plain = metrics.quantize(patches.enlarge(x, factor=scale))
       rounded = metrics.quantize(restored)
-      image, target, mask = _against(rounded, sharp, source.protocol)
-      after = _score(image, target, mask)
-      unrounded = _against(restored, sharp, source.protocol)
+
+      def against(image, sharp=sharp, scale=scale):
+        image, target, mask = _against(image, sharp, source.protocol)
+        return _scored(image, scale), _scored(target, scale), mask
+
+      before, after = _score(*against(plain)), _score(*against(rounded))
+      unrounded = against(restored)
       scores = {
         'psnr_input': before['psnr'],
         'psnr': after['psnr'],
@@ -97,8 +144,11 @@ def evaluate(
       rows[-1] |= {'name': item['name'], 'sequence': item['sequence']}
       if i in wanted:
         picture = np.asarray(jnp.round(rounded[0] * 255), np.uint8)
-        shown = np.asarray(jnp.round(target[0] * 255), np.uint8)
-        samples.append((item['name'], blurred, picture, shown))
+        _, target, _ = _against(rounded, sharp, source.protocol)
+        given, shown = (
+          np.asarray(jnp.round(x[0] * 255), np.uint8) for x in (plain, target)
+        )
+        samples.append((item['name'], given, picture, shown))
       bar.update(i + 1, psnr=rows[-1]['psnr'])
   return mean_scores(rows), rows, samples
 

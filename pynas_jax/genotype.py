@@ -32,6 +32,16 @@ OPERATORS = (
   'zero',
   'conv_3x3_x2',
 )
+# Of HiNAS (its section 3.1): leaky ReLU, convolution, batch norm.
+HINAS_OPERATORS = (
+  'conv_3x3',
+  'sep_conv_3x3',
+  'sep_conv_5x5',
+  'conv_3x3_dil2',
+  'conv_5x5_dil2',
+  'skip',
+  'zero',
+)
 UPSAMPLES = ('pixel_shuffle', 'transposed')
 LINKS = ('add', 'concat')
 
@@ -164,6 +174,8 @@ class Genotype:
   """What every search space's genotype can do; subclasses add the fields."""
 
   space: ClassVar[str]
+  # Size of the output over that of the input; a field where it may be another.
+  scale = 1
 
   def to_dict(self) -> dict[str, Any]:
     """Returns plain JSON types, with the format version and the space."""
@@ -322,8 +334,124 @@ class NafnetGenotype(Genotype):
     )
 
 
+# An input of a node and the operator on the way: 0 is the layer before, 1 the
+# one before that, and 2 + j the cell's node j.
+Edge = tuple[int, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class HinasGenotype(Genotype):
+  """A stack of searched cells of searched widths (HiNAS, sections 3.1 to 3.3).
+
+  Attributes:
+    cells: Per layer, per node, its two inputs and their operators.
+    levels: Per layer, the place of its width in `width_factors`.
+    width: Channels of a node at a factor of 1; a layer has as many for each of
+      its nodes.
+    width_factors: Of the levels (paper: 1, 2, 4; reference code: 1, 1.5, 2).
+    stem_width: Channels of the first and the last convolutions.
+    sep_repeats: Times that a separable convolution is done (code: 2).
+    share_cells: Whether a cell was searched for all widths before it at once
+      (Eq. 5) or for each (Eq. 6); its weights are named after that.
+    residual: Whether the network predicts output minus input.
+    scale: Factor of super-resolution; 1 keeps the size.
+  """
+
+  space: ClassVar[str] = 'hinas'
+
+  cells: tuple[tuple[tuple[Edge, Edge], ...], ...]
+  levels: tuple[int, ...]
+  width: int = 20
+  width_factors: tuple[float, ...] = (1.0, 2.0, 4.0)
+  stem_width: int = 64
+  sep_repeats: int = 1
+  share_cells: bool = True
+  residual: bool = True
+  scale: int = 1
+
+  def __post_init__(self):
+    for field, largest in (
+      ('width', MAX_WIDTH), ('stem_width', MAX_WIDTH), ('sep_repeats', 4),
+      ('scale', 8),
+    ):  # fmt: skip
+      value = getattr(self, field)
+      ok = _is_int(value) and 1 <= value <= largest
+      _check(ok, field, value, f'a number in 1..{largest}')
+    for field in ('share_cells', 'residual'):
+      value = getattr(self, field)
+      _check(isinstance(value, bool), field, value, 'true or false')
+    factors = self.width_factors
+    ok = isinstance(factors, tuple) and 1 <= len(factors) <= 8
+    ok = ok and all(
+      isinstance(f, (int, float)) and f > 0 and 1 <= self.width * f <= MAX_WIDTH
+      for f in factors
+    )
+    expected = f'1 to 8 factors that make widths in 1..{MAX_WIDTH}'
+    _check(ok, 'width_factors', factors, expected)
+    ok = isinstance(self.cells, tuple) and 1 <= len(self.cells) <= 64
+    _check(ok, 'cells', self.cells, '1 to 64 layers')
+    for i, cell in enumerate(self.cells):
+      ok = isinstance(cell, tuple) and 1 <= len(cell) <= 16
+      _check(ok, f'cells[{i}]', cell, '1 to 16 nodes')
+      _check(
+        len(cell) == len(self.cells[0]), f'cells[{i}]', cell,
+        f'{len(self.cells[0])} nodes, as the first layer has',
+      )  # fmt: skip
+      for j, node in enumerate(cell):
+        self._check_node(f'cells[{i}][{j}]', node, j + 2)
+    ok = isinstance(self.levels, tuple) and len(self.levels) == len(self.cells)
+    _check(ok, 'levels', self.levels, f'{len(self.cells)}, one for each layer')
+    before = 0
+    for i, level in enumerate(self.levels):
+      near = range(max(0, before - 1), min(before + 2, len(factors)))
+      ok = _is_int(level) and level in near
+      expected = f'one of {list(near)}, next to that of the layer before'
+      _check(ok, f'levels[{i}]', level, expected)
+      before = level
+
+  @staticmethod
+  def _check_node(field: str, node: Any, num_inputs: int) -> None:
+    ok = isinstance(node, tuple) and len(node) == 2
+    ok = ok and all(isinstance(e, tuple) and len(e) == 2 for e in node)
+    _check(ok, field, node, 'two pairs of an input and an operator')
+    for source, operator in node:
+      ok = _is_int(source) and 0 <= source < num_inputs
+      _check(ok, field, source, f'inputs in 0..{num_inputs - 1}')
+      _check_name(field, operator, HINAS_OPERATORS)
+    ok = node[0][0] != node[1][0]
+    _check(ok, field, node, 'two inputs that differ')
+
+  @property
+  def widths(self) -> tuple[int, ...]:
+    """Channels of a node in each layer."""
+    return tuple(
+      round(self.width * self.width_factors[level]) for level in self.levels
+    )
+
+  @property
+  def operators(self) -> tuple[str, ...]:
+    """Operators of all cells, in order."""
+    return tuple(
+      operator for cell in self.cells for node in cell for _, operator in node
+    )
+
+  def describe(self) -> str:
+    kind = f'x{self.scale}  ' if self.scale > 1 else ''
+    lines = [
+      f'{self.space}  {kind}widths {"-".join(map(str, self.widths))}'
+      + ('  residual' if self.residual else '')
+    ]
+    for i, cell in enumerate(self.cells):
+      nodes = (
+        ' + '.join(f'{operator}({source})' for source, operator in node)
+        for node in cell
+      )
+      lines.append(f'  layer {i + 1}  ' + '  '.join(nodes))
+    return '\n'.join(lines)
+
+
 GENOTYPES: dict[str, type[Genotype]] = {
-  cls.space: cls for cls in (PyramidGenotype, NafnetGenotype)
+  cls.space: cls for cls in (PyramidGenotype, NafnetGenotype, HinasGenotype)
 }
 
 

@@ -13,6 +13,7 @@ section 3.2 (the look-up table); skeleton and factor are ours.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+import functools
 import json
 from pathlib import Path
 import statistics
@@ -152,9 +153,10 @@ def measure_network_ms(
 ) -> float:
   """Returns the time of a whole network on a frame, ms."""
   network = space_of(genotype).network(genotype, dtype=jnp.dtype(dtype))
-  params = {'params': base.init_params(jax.random.key(0), network)}
+  params = base.init_params(jax.random.key(0), network)
   frame = jnp.full((1, height, width, 3), 0.5, jnp.float32)
-  return _time_ms(network.apply, params, frame)
+  apply = functools.partial(base.apply, network)
+  return _time_ms(apply, params, frame)
 
 
 def validate(

@@ -13,8 +13,12 @@ import chex
 from jax import Array
 import jax.numpy as jnp
 
+from pynas_jax import metrics
+
 EPSILON = 1e-8  # Of a squared error: keeps the gradient finite, caps at 80 dB.
 SMOOTHING = 1e-3  # Of an absolute error.
+SSIM_WEIGHT = 0.6  # HiNAS section 3.4.
+SSIM_FLOOR = 1e-3  # Keeps the logarithm finite.
 
 
 def _check(restored: Array, sharp: Array) -> None:
@@ -80,8 +84,44 @@ def charbonnier(restored: Array, sharp: Array) -> Array:
   return jnp.sqrt(jnp.square(error) + SMOOTHING**2).mean()
 
 
+def mse_ssim(
+  restored: Array, sharp: Array, *, weight: float = SSIM_WEIGHT
+) -> Array:
+  """Returns the mean squared error and the logarithm of 1 / SSIM.
+
+  Args:
+    restored: f[B, H, W, C]; H and W at least 11.
+    sharp: f[B, H, W, C] in [0, 1].
+    weight: Of the logarithm.
+
+  Returns:
+    f32[].
+
+  Source: HiNAS Eq. 7.
+  """
+  similarity = metrics.ssim(restored, sharp)
+  # It may be negative; there, the error alone shows the way.
+  log = -jnp.log10(jnp.maximum(similarity, SSIM_FLOOR)).mean()
+  return mse(restored, sharp) + weight * log
+
+
+def mse_ssim_code(restored: Array, sharp: Array) -> Array:
+  """Returns `mse_ssim` as HiNAS's code has it in the search.
+
+  Args:
+    restored: f[B, H, W, C]; H and W at least 11.
+    sharp: f[B, H, W, C] in [0, 1].
+
+  Returns:
+    f32[].
+  """
+  return 0.5 * mse_ssim(restored, sharp, weight=0.5)
+
+
 LOSSES: dict[str, Callable[[Array, Array], Array]] = {
   'mse': mse,
   'psnr': negative_psnr,
   'charbonnier': charbonnier,
+  'mse_ssim': mse_ssim,
+  'mse_ssim_code': mse_ssim_code,
 }

@@ -52,6 +52,26 @@ def quantize(image: Array) -> Array:
   return jnp.round(image * 255.0) / 255.0
 
 
+def luminance(image: Array) -> Array:
+  """Returns the luminance Y of MATLAB's `rgb2ycbcr`, of ITU-R BT.601.
+
+  >>> [round(255 * float(luminance(jnp.full((1, 1, 1, 3), x))[0, 0, 0, 0]))
+  ...  for x in (0.0, 1.0)]
+  [16, 235]
+
+  Args:
+    image: f[B, H, W, 3] in [0, 1].
+
+  Returns:
+    f32[B, H, W, 1].
+  """
+  chex.assert_shape(image, (None, None, None, 3))
+  weights = (65.481, 128.553, 24.966)
+  # Not a matrix product, which accelerators may compute in TensorFloat-32.
+  colours = sum(w * image[..., i] for i, w in enumerate(weights))
+  return ((colours + 16.0) / 255.0)[..., None]
+
+
 @jax.jit
 def psnr(restored: Array, sharp: Array, mask: Array | None = None) -> Array:
   """Returns the peak signal-to-noise ratio for a data range of 1.

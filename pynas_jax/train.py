@@ -60,7 +60,20 @@ def make_schedule(
     return optax.exponential_decay(
       t.lr, t.decay_every, t.decay_rate, staircase=True
     )
+  if t.schedule == 'poly':
+    return optax.polynomial_schedule(t.lr, 0.0, 0.9, num_steps)
   return optax.constant_schedule(t.lr)
+
+
+def make_tx(
+  t: ml_collections.ConfigDict, num_steps: int
+) -> optax.GradientTransformation:
+  """Returns the optimizer of the settings `train`."""
+  schedule = make_schedule(t, num_steps)
+  tx = optax.adam(schedule)
+  if t.optimizer == 'sgd':
+    tx = optax.sgd(schedule, momentum=0.9)
+  return clipped(tx, t.clip_norm)
 
 
 def clipped(
@@ -88,13 +101,17 @@ def make_train_step(
     del key  # Nothing is random here.
 
     def loss_fn(params):
-      restored = network.apply({'params': params}, batch['blurred'])
-      return losses.LOSSES[loss](restored, batch['sharp'])
+      restored, statistics = base.apply_learning(
+        network, params, batch['blurred']
+      )
+      return losses.LOSSES[loss](restored, batch['sharp']), statistics
 
-    value, grads = jax.value_and_grad(loss_fn)(state.params)
+    (value, statistics), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+      state.params
+    )
     value, grads = parallel.mean((value, grads))
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    params = optax.apply_updates(state.params, updates) | statistics
     averaged = state.averaged
     if ema_decay:
       averaged = optax.incremental_update(params, averaged, 1 - ema_decay)
@@ -109,7 +126,7 @@ def make_score(network: Any) -> Callable[..., float]:
 
   @jax.jit
   def score_image(params, blurred, sharp, *args):
-    restored = network.apply({'params': params}, blurred[None], *args)
+    restored = base.apply(network, params, blurred[None], *args)
     return metrics.psnr(metrics.quantize(restored), sharp[None])[0]
 
   def score(params, batch, *args):
@@ -164,7 +181,7 @@ def train(
   )  # fmt: skip
   key = jax.random.key(config.seed)
   fresh = base.init_params(key, network)
-  tx = clipped(optax.adam(make_schedule(t, num_steps)), t.clip_norm)
+  tx = make_tx(t, num_steps)
   state = init_state(base.inherit(fresh, params), tx, ema_decay=t.ema_decay)
   step_fn = parallel.make_parallel(
     make_train_step(network, tx, loss=t.loss, ema_decay=t.ema_decay)

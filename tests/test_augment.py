@@ -27,9 +27,16 @@ def test_crops_are_of_one_place():
     np.testing.assert_allclose(crop.sum(axis=0), 1, atol=1e-6)
     places.add(crop.tobytes())
   assert len(places) == 16
-  np.testing.assert_array_equal(
-    augment.centre_crop(np.stack(images), 4), np.stack(images)[:, 3:7, 3:7]
-  )
+
+
+@pytest.mark.parametrize('scale', [1, 2, 3])
+def test_the_middle_of_both_is_one_place(scale):
+  small, _ = pair(size=10)
+  large = small.repeat(scale, axis=0).repeat(scale, axis=1)
+  crops = augment.centre_pair(small, large, 4 * scale)
+  np.testing.assert_array_equal(crops[0], small[3:7, 3:7])
+  again = crops[0].repeat(scale, axis=0).repeat(scale, axis=1)
+  np.testing.assert_array_equal(crops[1], again)
 
 
 def test_turns_are_the_eight_of_a_square():
@@ -37,7 +44,7 @@ def test_turns_are_the_eight_of_a_square():
   images = np.stack(pair())
   seen = {}
   for _ in range(400):
-    turned = augment.turn(rng, images)
+    turned = np.stack(augment.turn(rng, images))
     np.testing.assert_array_equal(turned[0], 255 - turned[1])
     seen[turned.tobytes()] = seen.get(turned.tobytes(), 0) + 1
   assert len(seen) == 8
@@ -49,7 +56,7 @@ def test_saturation_is_pillows():
   rng = np.random.default_rng(1)
   factor = np.random.default_rng(1).uniform(0.8, 1.2)
   jittered = augment.jitter_saturation(rng, images, 0.2)
-  assert jittered.dtype == np.float32
+  assert {image.dtype for image in jittered} == {np.dtype(np.float32)}
   for before, after in zip(pair(), jittered, strict=True):
     # Pillow rounds the grey and the result.
     reference = ImageEnhance.Color(Image.fromarray(before)).enhance(factor)

@@ -20,8 +20,14 @@ from pynas_jax.config import SettingError
     config_lib.paper(odd=False),
     config_lib.shrink(config_lib.base()),
     config_lib.shrink(config_lib.paper()),
+    config_lib.hinas('denoise', sigma=30.0),
+    config_lib.hinas('super_resolution', scale=3),
+    config_lib.shrink(config_lib.hinas('super_resolution', scale=2)),
   ],
-  ids=['base', 'paper', 'paper_even', 'shrunk', 'shrunk_paper'],
+  ids=[
+    'base', 'paper', 'paper_even', 'shrunk', 'shrunk_paper', 'hinas',
+    'hinas_sr', 'shrunk_hinas',
+  ],
 )
 def test_our_own_settings_are_valid(settings):
   config_lib.validate(settings)
@@ -52,6 +58,10 @@ def test_choices_are_closed_and_name_the_nearest(name):
     config_lib.validate(settings)
   for choice in config_lib.CHOICES[name]:
     changes = {name: choice, 'data.root': 'somewhere'}
+    if choice in ('super_resolution', 'jpeg', 'hinas'):
+      changes |= {'space': 'hinas', 'data.jpeg_quality': (10, 40)}
+      changes |= {'search.refine_passes': 0}
+    changes[name] = choice
     config_lib.validate(config_lib.override(config_lib.base(), changes))
 
 
@@ -76,6 +86,10 @@ def test_choices_are_closed_and_name_the_nearest(name):
     ('model.widths', ()), ('model.widths', (0,)), ('model.widths', ('8',)),
     ('model.widths', (8.5,)), ('model.widths', (4096,)),
     ('model.cells_per_stage', 17), ('model.unshuffle', 3),
+    ('hinas.candidates', ('skip', 'zero')), ('hinas.candidates', ('conv',) * 3),
+    ('hinas.width_factors', ()), ('hinas.width_factors', (0.01,)),
+    ('hinas.nodes', 17), ('hinas.sep_repeats', 5), ('hinas.layers', 65),
+    ('data.alpha_fraction', 1.0), ('search.weight_decay', -1.0),
   ],
 )  # fmt: skip
 def test_bad_values_are_refused_and_named(name, value):
@@ -86,6 +100,29 @@ def test_bad_values_are_refused_and_named(name, value):
   leaf = name.rpartition('.')[2]
   assert group in str(error.value)
   assert leaf in str(error.value) or 'scales' in str(error.value)
+
+
+@pytest.mark.parametrize(
+  ('changes', 'match'),
+  [
+    ({'task': 'super_resolution'}, "^space is 'pynas'"),
+    (
+      {'task': 'super_resolution', 'space': 'hinas', 'data.scale': 5},
+      '^data.scale is 5',
+    ),
+    (
+      {'task': 'super_resolution', 'space': 'hinas', 'data.crop': 62},
+      '^data.crop is 62; expected a multiple of data.scale, 4',
+    ),
+    ({'task': 'jpeg'}, '^data.jpeg_quality'),
+    ({'space': 'hinas', 'search.cost': 'macs'}, '^search.cost'),
+    ({'space': 'hinas'}, '^search.refine_passes is 1; expected 0'),
+  ],
+)
+def test_settings_that_cannot_be_together(changes, match):
+  settings = config_lib.override(config_lib.base(), changes)
+  with pytest.raises(SettingError, match=match):
+    config_lib.validate(settings)
 
 
 def test_a_folder_needs_a_root():

@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from experiments.hinas import run as hinas
 from experiments.random_vs_search import run
+from pynas_jax import config as config_lib
 from pynas_jax import genotype as genotype_lib
 from pynas_jax import spaces
 from pynas_jax.data import files
@@ -55,3 +57,24 @@ def test_photographs_join_the_videos_scene_by_scene(tmp_path, monkeypatch):
   assert splits['validation'] == {'photo_baby'}
   assert splits['test'] == {'photo_girl', 'photo_guitar'}
   assert len(splits['train']) == 9
+
+
+@pytest.mark.parametrize(
+  'flags',
+  [
+    ['--task=denoise', '--sigma=50', '--epochs=10'],
+    ['--task=super_resolution', '--scale=3', '--crop=48', '--adam=1e-3'],
+  ],
+  ids=['denoise', 'x3'],
+)
+def test_a_shorter_search_of_hinas_keeps_its_proportions(flags, tmp_path):
+  args = hinas.parse_args(
+    [*flags, f'--train={tmp_path}', f'--out={tmp_path}', '--width=4']
+  )
+  c = hinas.make_config(args)
+  config_lib.validate(c)
+  s = c.search
+  assert s.warmup_steps / s.num_steps == pytest.approx(0.2, abs=0.01)
+  assert s.first_score / s.num_steps == pytest.approx(0.6, abs=0.01)
+  assert s.num_steps % s.eval_every == 0
+  assert c.hinas.width == 4

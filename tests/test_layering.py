@@ -16,17 +16,18 @@ PACKAGE = pathlib.Path(__file__).resolve().parents[1] / 'pynas_jax'
 
 # A module imports only modules above it. Names are relative to the package.
 ORDER = (
-  'genotype', 'config', 'losses', 'metrics',
+  'genotype', 'config', 'metrics', 'losses', 'resize', 'parallel',
   'nn', 'nn.patches', 'nn.ops', 'nn.gates', 'nn.mixed', 'nn.blocks',
   'nn.layers',
-  'spaces.base', 'spaces.pynas', 'spaces.nafnet', 'spaces.dmphn', 'spaces',
+  'spaces.base', 'spaces.pynas', 'spaces.hinas_paths', 'spaces.hinas_modules',
+  'spaces.hinas', 'spaces.nafnet', 'spaces.dmphn', 'spaces',
   'command', 'logbook',
   'data', 'data.blur', 'data.degrade', 'data.augment', 'data.files',
   'data.faults', 'data.builders.base', 'data.builders.deblurring',
   'data.builders.restoration', 'data.builders', 'data.sources',
   'data.pipeline', 'data.check', 'data.shutter', 'data.video',
   'data.make_pairs',
-  'checkpoint', 'parallel', 'drawing', 'plot', 'train',
+  'checkpoint', 'drawing', 'plot', 'train',
   'latency', 'search', 'search.stopping', 'search.cost', 'search.refine',
   'search.bilevel', 'search.schemes', 'search.pareto', 'search.hierarchical',
   'caching', 'deploy', 'deploy.onnx_graph', 'deploy.backends',
@@ -43,7 +44,7 @@ FILES = {
   if path != PACKAGE / '__init__.py'
 }
 NO_JAX = (
-  'genotype', 'drawing', 'plot', 'data.shutter', 'data.video',
+  'genotype', 'resize', 'drawing', 'plot', 'data.shutter', 'data.video',
   'data.make_pairs', 'deploy.images', 'deploy.videos', 'deblur', 'report',
 )  # fmt: skip
 FORBIDDEN_IMPORTS = ('tensorflow', 'pickle', 'cloudpickle', 'dill', 'marshal')

@@ -10,7 +10,6 @@ import pytest
 from pynas_jax import config as config_lib
 from pynas_jax import genotype as genotype_lib
 from pynas_jax import spaces
-from pynas_jax.nn import gates
 from pynas_jax.spaces import base
 
 KEY = jax.random.key(0)
@@ -27,13 +26,15 @@ def make_space(name='pynas', **model):
 
 def random_params(params, seed=0):
   """Parameters with no zeros, so that every part has an effect."""
-  leaves, structure = jax.tree.flatten(params)
   rng = np.random.default_rng(seed)
-  leaves = [
-    jnp.asarray(0.2 * rng.standard_normal(leaf.shape), jnp.float32)
-    for leaf in leaves
-  ]
-  return structure.unflatten(leaves)
+
+  def draw(path, leaf):
+    value = 0.2 * rng.standard_normal(leaf.shape)
+    if path[-1].key == 'var':  # Of a batch norm.
+      value = 1 + np.abs(value)
+    return jnp.asarray(value, jnp.float32)
+
+  return jax.tree_util.tree_map_with_path(draw, params)
 
 
 def image(*size, seed=0):
@@ -41,14 +42,23 @@ def image(*size, seed=0):
   return jnp.asarray(x)
 
 
+def random_alphas(space, draft, stage, seed):
+  """Alphas far from each other; those that cannot be chosen stay so."""
+  key = jax.random.fold_in(KEY, seed)
+  return 1e3 * space.init_alphas(key, draft, stage)
+
+
+def apply(module):
+  return jax.jit(lambda *args: base.apply(module, *args))
+
+
 def search_at_random(space, scheme):
   """Yields (supernet, params, gates, draft) of every stage, alphas random."""
   draft, params = space.draft(scheme), {}
   for i, stage in enumerate(space.stages(draft)):
-    shape = space.init_alphas(KEY, draft, stage).shape
-    alphas = jax.random.normal(jax.random.fold_in(KEY, i), shape)
+    alphas = random_alphas(space, draft, stage, seed=i)
     supernet = space.supernet(draft, stage)
-    one_hot = gates.argmax(alphas)
+    one_hot = space.decode(alphas)
     fresh = random_params(base.init_params(KEY, supernet, one_hot), seed=i)
     params = base.inherit(fresh, params)
     draft = space.derive(draft, stage, alphas)
@@ -67,8 +77,8 @@ def test_derived_network_equals_one_hot_supernet(name, scheme):
   inherited = base.inherit(fresh, params)
   assert jax.tree.structure(fresh) == jax.tree.structure(inherited)
   x = image(1, 50, 46)
-  derived = jax.jit(network.apply)({'params': inherited}, x)
-  expected = jax.jit(supernet.apply)({'params': params}, x, one_hot)
+  derived = apply(network)(inherited, x)
+  expected = apply(supernet)(params, x, one_hot)
   assert not np.allclose(derived, x, atol=1e-2)
   np.testing.assert_allclose(derived, expected, rtol=1e-5, atol=1e-5)
 
@@ -103,12 +113,12 @@ def test_sampled_marks_the_operators_on_the_path(name):
   del draft
   sampled = space.sampled(params, stage, one_hot)
   x = image(1, 16, 16)
-  apply = jax.jit(supernet.apply)
-  expected = apply({'params': params}, x, one_hot)
+  restore = apply(supernet)
+  expected = restore(params, x, one_hot)
   others = jax.tree.map(lambda m, p: jnp.where(m, p, p + 1), sampled, params)
-  np.testing.assert_array_equal(apply({'params': others}, x, one_hot), expected)
+  np.testing.assert_array_equal(restore(others, x, one_hot), expected)
   marked = jax.tree.map(lambda m, p: jnp.where(m, p + 1, p), sampled, params)
-  assert (apply({'params': marked}, x, one_hot) != expected).any()
+  assert (restore(marked, x, one_hot) != expected).any()
 
 
 def random_genotype(space, scheme, seed):
@@ -198,7 +208,7 @@ def test_any_size_comes_back_in_its_own(size, unshuffle):
   network = space.network(genotype, zero_init_last=True)
   params = base.init_params(KEY, network)
   x = image(2, *size)
-  restored = jax.jit(network.apply)({'params': params}, x)
+  restored = apply(network)(params, x)
   # The last convolutions start at zero, so the network is the identity.
   np.testing.assert_allclose(restored, x, atol=1e-6)
 
@@ -218,9 +228,8 @@ def test_padding_does_not_reach_far():
   network = space.network(genotype)
   params = random_params(base.init_params(KEY, network))
   x = image(1, 64, 64)
-  apply = jax.jit(network.apply)
-  whole = apply({'params': params}, x)
-  cut = apply({'params': params}, x[:, :63, :63])
+  whole = apply(network)(params, x)
+  cut = apply(network)(params, x[:, :63, :63])
   np.testing.assert_allclose(cut[:, :20, :20], whole[:, :20, :20], atol=1e-5)
 
 
@@ -251,7 +260,7 @@ def assert_derived(space, genotype, params, x, expected):
   """The network with the supernet's weights does what the supernet did."""
   network = space.network(genotype)
   inherited = base.inherit(base.init_params(KEY, network), params)
-  derived = jax.jit(network.apply)({'params': inherited}, x)
+  derived = apply(network)(inherited, x)
   np.testing.assert_allclose(derived, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -266,7 +275,7 @@ def test_shared_search_gives_every_scale_the_same_cells(share):
   names = {'shared'} if share == 'weights' else {'scale1', 'scale2', 'scale3'}
   assert set(params) == names
   x = image(1, 16, 24)
-  expected = jax.jit(supernet.apply)({'params': params}, x, one_hot)
+  expected = apply(supernet)(params, x, one_hot)
   assert_derived(space, genotype, params, x, expected)
 
 
@@ -279,12 +288,12 @@ def test_joint_search_fills_all_scales_at_once():
   genotype = space.genotype(draft)
   assert len({scale.cells for scale in genotype.scales}) == 3
   x = image(1, 16, 24)
-  expected = jax.jit(supernet.apply)({'params': params}, x, one_hot)
+  expected = apply(supernet)(params, x, one_hot)
   assert_derived(space, genotype, params, x, expected)
   # What is not marked as sampled has no effect, scale by scale.
   sampled = space.sampled(params, 'all', one_hot)
   others = jax.tree.map(lambda m, p: jnp.where(m, p, p + 1), sampled, params)
-  again = jax.jit(supernet.apply)({'params': others}, x, one_hot)
+  again = apply(supernet)(others, x, one_hot)
   np.testing.assert_array_equal(again, expected)
   assert not all(jax.tree.leaves(sampled))
   config = config_lib.base()

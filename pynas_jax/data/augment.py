@@ -1,8 +1,8 @@
 """Augmentation: one draw for all images of a pair.
 
-Pairs are [N, H, W, 3], degraded and sharp. PyNAS section 3.2 and DMPHN crop at
-random only; quarter turns and the saturation jitter are SDNet's, of the same
-authors as DMPHN; flips are ours.
+Pairs are degraded and sharp, [H, W, 3] each. PyNAS section 3.2 and DMPHN crop
+at random only; quarter turns and the saturation jitter are SDNet's, of the same
+authors as DMPHN; flips are ours, and with turns HiNAS's.
 """
 
 from __future__ import annotations
@@ -35,42 +35,61 @@ def random_crop(
   return crops.astype(np.float32) / 255
 
 
-def centre_crop(pair: np.ndarray, size: int) -> np.ndarray:
-  """Returns the middle [N, size, size, C] of [N, H, W, C]."""
-  y = (pair.shape[1] - size) // 2
-  x = (pair.shape[2] - size) // 2
-  return pair[:, y : y + size, x : x + size]
+def centre_pair(
+  degraded: np.ndarray, sharp: np.ndarray, size: int
+) -> list[np.ndarray]:
+  """Cuts the same middle out of two images, of which one may be smaller.
+
+  Args:
+    degraded: [h, w, C].
+    sharp: [H, W, C], larger by a whole factor or as large.
+    size: Side of the sharp crop, a multiple of that factor, pixels.
+
+  Returns:
+    [s, s, C] and [size, size, C].
+  """
+  scale = sharp.shape[0] // degraded.shape[0]
+  y, x = ((side - size // scale) // 2 for side in degraded.shape[:2])
+  return [
+    image[k * y : k * y + k * size // scale, k * x : k * x + k * size // scale]
+    for image, k in ((degraded, 1), (sharp, scale))
+  ]
 
 
-def turn(rng: np.random.Generator, pair: np.ndarray) -> np.ndarray:
+def turn(
+  rng: np.random.Generator, images: Sequence[np.ndarray]
+) -> list[np.ndarray]:
   """Turns squares by quarters and flips them: eight ways, all as likely.
 
   Args:
     rng: Source of randomness.
-    pair: [N, S, S, C].
+    images: Each [S, S, C], of any side S.
 
   Returns:
-    A view [N, S, S, C].
+    Views of them.
   """
-  pair = np.rot90(pair, rng.integers(4), axes=(1, 2))
-  return pair[:, :, :: 1 - 2 * rng.integers(2)]
+  quarters, flip = rng.integers(4), 1 - 2 * rng.integers(2)
+  return [np.rot90(image, quarters)[:, ::flip] for image in images]
 
 
 def jitter_saturation(
-  rng: np.random.Generator, pair: np.ndarray, strength: float
-) -> np.ndarray:
+  rng: np.random.Generator, images: Sequence[np.ndarray], strength: float
+) -> list[np.ndarray]:
   """Makes colours stronger or fainter by a factor drawn evenly.
 
   Args:
     rng: Source of randomness.
-    pair: f32[N, H, W, 3] in [0, 1].
+    images: Each f32[H, W, 3] in [0, 1].
     strength: The factor is within 1 - strength and 1 + strength.
 
   Returns:
-    f32[N, H, W, 3] in [0, 1].
+    Likewise.
 
   Source: the SDNet code, with a strength of 0.2.
   """
   factor = np.float32(rng.uniform(1 - strength, 1 + strength))
-  grey = (pair @ LUMA)[..., None]
-  return np.clip(grey + factor * (pair - grey), 0, 1)
+  greys = [(image @ LUMA)[..., None] for image in images]
+  return [
+    np.clip(grey + factor * (image - grey), 0, 1)
+    for image, grey in zip(images, greys, strict=True)
+  ]

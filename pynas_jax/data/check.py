@@ -44,9 +44,11 @@ def check_data(
   if data.name == 'folder':
     _check_folder(data, config.seed, workdir, splits)
   for split in splits:
-    sources.make_source(data, split, seed=config.seed)
+    sources.make_source(data, split, seed=config.seed, task=config.task)
   if data.tiles and 'train' in splits:
     sources.make_training_source(data, 'train', seed=config.seed)
+  if data.alpha_fraction and 'train' in splits:
+    sources.make_training_source(data, 'alphas', seed=config.seed)
 
 
 def _check_folder(
@@ -89,7 +91,9 @@ def main(config: ml_collections.ConfigDict) -> None:
   check_data(config, splits=splits)
   rows = []
   for split in splits:
-    source = sources.make_source(config.data, split, seed=config.seed)
+    source = sources.make_source(
+      config.data, split, seed=config.seed, task=config.task
+    )
     heights, widths = zip(*source.sizes, strict=True)
     rows.append(
       (

@@ -2,21 +2,23 @@
 
 Images are float32 [H, W, C] in [0, 1]. A function that draws takes its NumPy
 generator first; what it draws follows from the generator's state alone, in any
-process. `Recipe` is the camera of a real photograph, from light to file.
+process. A recipe makes the input of a task: `Recipe` is the camera of a real
+photograph, from light to file; `Noise`, `Downscale` and `Jpeg` are what papers
+on one of these do.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import io
-import math
-from typing import Self
+from typing import ClassVar, Protocol, Self
 
 import chex
 import ml_collections
 import numpy as np
 from PIL import Image
 
+from pynas_jax import resize
 from pynas_jax.data import blur
 
 WHITE = 0.98  # Of full scale: from here on, a pixel may hide more light.
@@ -104,30 +106,6 @@ def jpeg(image: np.ndarray, *, quality: int) -> np.ndarray:
   return pixels.astype(np.float32) / 255
 
 
-def _cubic(x: np.ndarray) -> np.ndarray:
-  """Returns Keys' cubic convolution kernel with a = -0.5."""
-  x = np.abs(x)
-  near = 1.5 * x**3 - 2.5 * x**2 + 1
-  far = -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
-  return np.where(x <= 1, near, np.where(x <= 2, far, 0))
-
-
-def _resize_weights(size: int, scale: float) -> np.ndarray:
-  """Returns f64[ceil(size * scale), size], the rows of sum 1."""
-  new_size = math.ceil(size * scale)
-  stretch = min(scale, 1.0)  # A wider kernel filters what would alias.
-  centres = (np.arange(new_size) + 0.5) / scale - 0.5
-  reach = math.ceil(2 / stretch) + 1
-  taps = np.floor(centres)[:, None].astype(int) + np.arange(-reach, reach + 1)
-  weights = _cubic(stretch * (centres[:, None] - taps))
-  weights /= weights.sum(axis=1, keepdims=True)
-  taps %= 2 * size  # Reflect: the image, then its mirror image, and so on.
-  taps = np.where(taps < size, taps, 2 * size - 1 - taps)
-  matrix = np.zeros((new_size, size))
-  np.add.at(matrix, (np.arange(new_size)[:, None], taps), weights)
-  return matrix
-
-
 def imresize(image: np.ndarray, *, scale: float) -> np.ndarray:
   """Resizes an image as MATLAB's `imresize` does: bicubic and antialiased.
 
@@ -144,7 +122,9 @@ def imresize(image: np.ndarray, *, scale: float) -> np.ndarray:
     f32[ceil(H * scale), ceil(W * scale), C], neither clipped nor rounded.
   """
   _check(image)
-  rows, columns = (_resize_weights(size, scale) for size in image.shape[:2])
+  rows, columns = (
+    resize.bicubic_weights(size, scale) for size in image.shape[:2]
+  )
   tall = np.tensordot(rows, image.astype(np.float64), axes=(1, 0))
   resized = np.tensordot(columns, tall, axes=(1, 1)).swapaxes(0, 1)
   return resized.astype(np.float32)
@@ -166,6 +146,106 @@ def expand_highlights(image: np.ndarray, *, gain: float) -> np.ndarray:
   _check(image)
   white = image.max(axis=2, keepdims=True) >= WHITE
   return np.where(white, np.float32(gain) * image, image)
+
+
+class AnyRecipe(Protocol):
+  """What makes a task's input of a sharp image.
+
+  Attributes:
+    scale: Factor by which the input is smaller.
+    margin: Pixels to cut off a sharp crop, both sides together, so that
+      neither is at a border.
+  """
+
+  scale: int
+  margin: int
+
+  def degrade(
+    self, rng: np.random.Generator, sharp: np.ndarray
+  ) -> np.ndarray:
+    """Returns f32[H / scale, W / scale, C] of f32[H, W, C], in [0, 1]."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Noise:
+  """White Gaussian noise, clipped and rounded to 8 bits as a file is.
+
+  Attributes:
+    sigma: Standard deviation, of 255.
+    grey: Whether all channels get the same noise.
+  """
+
+  sigma: float
+  grey: bool = False
+  scale: ClassVar[int] = 1
+  margin: ClassVar[int] = 0
+
+  def degrade(
+    self, rng: np.random.Generator, sharp: np.ndarray
+  ) -> np.ndarray:
+    """Adds noise to f32[H, W, C] in [0, 1]; returns the same type."""
+    image = sharp[..., :1] if self.grey else sharp
+    noisy = gaussian_noise(rng, image, sigma=self.sigma, quantize=True)
+    return np.broadcast_to(noisy, sharp.shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class Downscale:
+  """Bicubic downsizing as MATLAB's, rounded to 8 bits as a file is.
+
+  Attributes:
+    scale: Factor of both sides.
+  """
+
+  scale: int
+
+  @property
+  def margin(self) -> int:
+    """As `AnyRecipe`: two pixels of the small image on each side."""
+    return 4 * self.scale
+
+  def degrade(
+    self, rng: np.random.Generator, sharp: np.ndarray
+  ) -> np.ndarray:
+    """Returns f32[H / scale, W / scale, C] of f32[H, W, C] in [0, 1]."""
+    del rng
+    small = imresize(sharp, scale=1 / self.scale)
+    return np.rint(np.clip(small, 0, 1) * 255) / np.float32(255)
+
+
+@dataclasses.dataclass(frozen=True)
+class Jpeg:
+  """A JPEG file.
+
+  Attributes:
+    quality: Lowest and highest, drawn evenly.
+  """
+
+  quality: tuple[int, int]
+  scale: ClassVar[int] = 1
+  margin: ClassVar[int] = 0
+
+  def degrade(
+    self, rng: np.random.Generator, sharp: np.ndarray
+  ) -> np.ndarray:
+    """Compresses f32[H, W, 1 or 3] in [0, 1]; returns the same type."""
+    return jpeg(sharp, quality=int(rng.integers(*self.quality, endpoint=True)))
+
+
+def make_recipe(data: ml_collections.ConfigDict, task: str) -> AnyRecipe:
+  """Returns what makes the input of a task.
+
+  Args:
+    data: The settings `config.data`.
+    task: The setting `config.task`.
+  """
+  if task == 'denoise':
+    return Noise(data.noise_sigma, data.grey)
+  if task == 'super_resolution':
+    return Downscale(data.scale)
+  if task == 'jpeg':
+    return Jpeg(tuple(data.jpeg_quality))
+  return Recipe.from_settings(data)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,6 +273,7 @@ class Recipe:
   shot_noise: float = 0.0
   jpeg_quality: tuple[int, ...] = ()
   varying: float = 0.0
+  scale: ClassVar[int] = 1
 
   @classmethod
   def from_settings(cls, data: ml_collections.ConfigDict) -> Self:

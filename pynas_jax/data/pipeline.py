@@ -1,6 +1,7 @@
 """From sources to batches, by Grain in threads.
 
-A batch is {'blurred': f32[B, H, W, 3], 'sharp': f32[B, H, W, 3]} in [0, 1].
+A batch is {'blurred': f32[B, H, W, 3], 'sharp': f32[B, H, W, 3]} in [0, 1]; the
+former is whatever the task's input is, smaller in super-resolution.
 Every random choice follows from the seed and the position of the element, so
 batches do not depend on the number of threads, and an iterator restored by
 `set_state` goes on bit for bit. Random crops of training pairs are as in PyNAS
@@ -88,7 +89,7 @@ def make_train_iterator(
 
   Args:
     config: All settings; `config.seed` divides training from validation.
-    split: 'train', or 'validation' for the architecture parameters.
+    split: Of the images; for a search, those of `sources.search_splits`.
     batch_size: Crops in a batch B.
     crop: Side of a crop, pixels.
     seed: Of the order, crops, blurs and noise.
@@ -102,7 +103,7 @@ def make_train_iterator(
   """
   data = ml_collections.FrozenConfigDict(config.data)  # Threads read it later.
   source = sources.make_training_source(data, split, seed=config.seed)
-  recipe = degrade.Recipe.from_settings(data)
+  recipe = degrade.make_recipe(data, config.task)
   # Blur is drawn on a wider crop, whose border is then cut away.
   margin = 0 if source.paired else recipe.margin
   _check_crop(source, crop, margin)
@@ -111,8 +112,7 @@ def make_train_iterator(
     images = [item[key] for key in ('blurred', 'sharp') if key in item]
     pair = augment.random_crop(rng, images, crop + margin)
     if len(pair) == 1:
-      blurred = recipe.degrade(rng, pair[0])
-      pair = augment.centre_crop(np.stack([blurred, pair[0]]), crop)
+      pair = augment.centre_pair(recipe.degrade(rng, pair[0]), pair[0], crop)
     if data.augment:
       pair = augment.turn(rng, pair)
     if data.saturation_jitter > 0:
@@ -149,16 +149,18 @@ def validation_batch(config: ml_collections.ConfigDict) -> Batch:
     SettingError: If images are missing or do not fit.
   """
   data = config.data
-  source = sources.make_source(data, 'validation', seed=config.seed)
+  source = sources.make_source(
+    data, 'validation', seed=config.seed, task=config.task
+  )
   count = min(data.num_validation, len(source))
   indices = np.linspace(0, len(source) - 1, count).round().astype(int).tolist()
   edge = min(data.eval_crop, *(min(source.sizes[i]) for i in indices))
-  pairs = []
-  for i in indices:
-    item = source[i]
-    pair = np.stack([item['blurred'], item['sharp']])
-    pairs.append(augment.centre_crop(pair, edge).astype(np.float32) / 255)
-  blurred, sharp = np.stack(pairs, axis=1)
+  items = [source[i] for i in indices]
+  pairs = [augment.centre_pair(x['blurred'], x['sharp'], edge) for x in items]
+  blurred, sharp = (
+    np.stack(images).astype(np.float32) / 255
+    for images in zip(*pairs, strict=True)
+  )
   return {'blurred': blurred, 'sharp': sharp}
 
 

@@ -21,6 +21,7 @@ from typing import Any, Protocol
 
 import ml_collections
 import numpy as np
+from PIL import Image
 
 from pynas_jax import config as config_lib
 from pynas_jax.data import builders
@@ -29,6 +30,7 @@ from pynas_jax.data import faults as faults_lib
 from pynas_jax.data import files
 
 SPLITS = ('train', 'validation', 'test')
+HALVES = ('weights', 'alphas')  # Of 'train', in a search.
 PHOTOS = {
   'train': (
     'baby', 'bulb', 'city', 'haze', 'nyc', 'prudential', 'reflect', 'sunset',
@@ -66,7 +68,11 @@ class Source(Protocol):
 
 
 def make_source(
-  data: ml_collections.ConfigDict, split: str, *, seed: int
+  data: ml_collections.ConfigDict,
+  split: str,
+  *,
+  seed: int,
+  task: str = 'deblur',
 ) -> Source:
   """Returns the blurred and sharp pairs of a split, whole and always the same.
 
@@ -75,6 +81,7 @@ def make_source(
     split: One of SPLITS.
     seed: Of the split into training and validation; the same for all splits of
       one run, or they overlap.
+    task: What is done to sharp images, the setting `config.task`.
 
   Returns:
     A source of items with a 'blurred' image.
@@ -83,9 +90,14 @@ def make_source(
     SettingError: Names the dataset, split or files that cannot be used.
   """
   source = _open(data, split, seed, tiles=False)
+  recipe = degrade.make_recipe(data, task)
+  if source.paired and recipe.scale > 1:
+    raise config_lib.SettingError(
+      f'data.name is {data.name!r}, with pairs of images of one size; expected '
+      f'sharp images alone for the task {task!r}, which makes small ones.'
+    )
   if source.paired:
     return source
-  recipe = degrade.Recipe.from_settings(data)
   return Degraded(source, recipe, data.blurs_per_photo, SPLITS.index(split))
 
 
@@ -96,7 +108,7 @@ def make_training_source(
 
   Args:
     data: The settings `config.data`.
-    split: One of SPLITS; 'validation' trains the architecture in a search.
+    split: One of SPLITS, or of `search_splits`.
     seed: As for `make_source`.
 
   Returns:
@@ -105,10 +117,37 @@ def make_training_source(
   Raises:
     SettingError: Names the dataset, split or files that cannot be used.
   """
-  return _open(data, split, seed, tiles=data.tiles)
+  if split not in HALVES:
+    return _open(data, split, seed, tiles=data.tiles)
+  source = _open(data, 'train', seed, tiles=data.tiles)
+  order = np.random.default_rng(seed % 2**32).permutation(len(source)).tolist()
+  cut = round(data.alpha_fraction * len(order))
+  if not 0 < cut < len(order):
+    raise config_lib.SettingError(
+      f'data.alpha_fraction is {data.alpha_fraction} of {len(order)} training '
+      'images, which leaves none for the weights or none for the alphas.'
+    )
+  own = order[:cut] if split == 'alphas' else order[cut:]
+  return Part(source, tuple(sorted(own)))
+
+
+def search_splits(data: ml_collections.ConfigDict) -> tuple[str, str]:
+  """Returns the splits that train the weights and the alphas of a search.
+
+  PyNAS trains its alphas on the validation pairs, HiNAS on a half of the
+  training images: the setting `data.alpha_fraction`.
+  """
+  return HALVES if data.alpha_fraction else ('train', 'validation')
 
 
 def _open(
+  data: ml_collections.ConfigDict, split: str, seed: int, *, tiles: bool
+) -> Source:
+  source = _open_coloured(data, split, seed, tiles=tiles)
+  return Grey(source) if data.grey else source
+
+
+def _open_coloured(
   data: ml_collections.ConfigDict, split: str, seed: int, *, tiles: bool
 ) -> Source:
   if split not in SPLITS:
@@ -163,18 +202,88 @@ class SharpPhotos:
 
 
 @dataclasses.dataclass(frozen=True)
+class Part:
+  """Some items of a source."""
+
+  source: Source
+  indices: tuple[int, ...]
+
+  @property
+  def paired(self) -> bool:
+    return self.source.paired
+
+  @property
+  def protocol(self) -> str:
+    return self.source.protocol
+
+  @property
+  def names(self) -> tuple[str, ...]:
+    names = self.source.names
+    return tuple(names[i] for i in self.indices)
+
+  @property
+  def sizes(self) -> tuple[tuple[int, int], ...]:
+    sizes = self.source.sizes
+    return tuple(sizes[i] for i in self.indices)
+
+  def __len__(self) -> int:
+    return len(self.indices)
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    return self.source[self.indices[index]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Grey:
+  """A source without colours: its images have three equal channels."""
+
+  source: Source
+
+  @property
+  def paired(self) -> bool:
+    return self.source.paired
+
+  @property
+  def protocol(self) -> str:
+    return self.source.protocol
+
+  @property
+  def names(self) -> Sequence[str]:
+    return self.source.names
+
+  @property
+  def sizes(self) -> Sequence[tuple[int, int]]:
+    return self.source.sizes
+
+  def __len__(self) -> int:
+    return len(self.source)
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    item = self.source[index]
+    keys = [key for key in ('blurred', 'sharp') if key in item]
+    return item | {key: _to_grey(item[key]) for key in keys}
+
+
+def _to_grey(images: np.ndarray) -> np.ndarray:
+  """Returns u8[..., H, W, 3] in Pillow's grey, that of ITU-R BT.601."""
+  rows = images.reshape(-1, *images.shape[-2:])
+  grey = np.asarray(Image.fromarray(rows).convert('L'))
+  return np.repeat(grey[..., None], 3, axis=-1).reshape(images.shape)
+
+
+@dataclasses.dataclass(frozen=True)
 class Degraded:
   """Sharp images, each with some degradations that never change.
 
   Attributes:
     sharp: Source of the sharp images.
-    recipe: Degrades them.
+    recipe: Degrades them; cut to what its factor divides.
     copies: Pairs for each image.
     stream: Number that keeps the degradations of two sources apart.
   """
 
   sharp: Source
-  recipe: degrade.Recipe
+  recipe: degrade.AnyRecipe
   copies: int
   stream: int
   paired = True
@@ -190,7 +299,13 @@ class Degraded:
 
   @property
   def sizes(self) -> tuple[tuple[int, int], ...]:
-    return tuple(size for size in self.sharp.sizes for _ in range(self.copies))
+    return tuple(
+      self._cut(size) for size in self.sharp.sizes for _ in range(self.copies)
+    )
+
+  def _cut(self, size: Sequence[int]) -> tuple[int, int]:
+    scale = self.recipe.scale
+    return size[0] // scale * scale, size[1] // scale * scale
 
   def __len__(self) -> int:
     return len(self.sharp) * self.copies
@@ -199,10 +314,12 @@ class Degraded:
     place, copy = divmod(range(len(self))[index], self.copies)
     item = self.sharp[place]
     rng = np.random.default_rng((HELD_OUT_SEED, self.stream, place, copy))
-    sharp = item['sharp'].astype(np.float32) / 255
-    blurred = self.recipe.degrade(rng, sharp)
+    height, width = self._cut(item['sharp'].shape)
+    pixels = item['sharp'][:height, :width]
+    blurred = self.recipe.degrade(rng, pixels.astype(np.float32) / 255)
     return item | {
       'name': f'{item["name"]}-{copy}',
+      'sharp': pixels,
       'blurred': np.rint(blurred * 255).astype(np.uint8),
     }
 

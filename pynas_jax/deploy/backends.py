@@ -30,6 +30,7 @@ from PIL import Image
 from pynas_jax import caching
 from pynas_jax.genotype import Genotype
 from pynas_jax.genotype import nearest
+from pynas_jax.spaces import base
 from pynas_jax.spaces import space_of
 
 AUTO = 'auto'
@@ -90,16 +91,17 @@ def make_restore(
   def restore(params: Any, image: jax.Array) -> jax.Array:
     is_uint8 = image.dtype == jnp.uint8
     x = image.astype(jnp.float32) / 255 if is_uint8 else image
-    y = jnp.clip(network.apply({'params': params}, x), 0, 1)
+    y = jnp.clip(base.apply(network, params, x), 0, 1)
     return jnp.round(y * 255).astype(jnp.uint8) if is_uint8 else y
 
   return restore
 
 
 def _xla(network: Network, shape: tuple[int, ...], dtype: Any) -> Program:
-  # The frame is donated: its memory becomes the output's.
+  # The frame is donated: its memory becomes the output's, if as large.
   restore = jax.jit(
-    make_restore(network.genotype, dtype=network.dtype), donate_argnums=(1,)
+    make_restore(network.genotype, dtype=network.dtype),
+    donate_argnums=(1,) if network.genotype.scale == 1 else (),
   )
   image = jax.ShapeDtypeStruct(shape, dtype)
   compiled = restore.lower(network.params, image).compile()

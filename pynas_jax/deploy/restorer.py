@@ -1,7 +1,8 @@
 """From a trained network, wherever it is, to one compiled function.
 
 Images go in and come out as [H, W, 3] or [B, H, W, 3], of any size, uint8 or
-float in [0, 1]; the output is clipped and has the input's type and size.
+float in [0, 1]; the output is clipped and has the input's type and size, or a
+multiple of its size in super-resolution.
 """
 
 from __future__ import annotations
@@ -167,7 +168,8 @@ class Restorer:
       image: uint8, or float in [0, 1]: [H, W, 3] or [B, H, W, 3].
 
     Returns:
-      An array of the same shape; uint8 for uint8, else float32.
+      An array of the same shape, but `genotype.scale` times as high and wide;
+      uint8 for uint8, else float32.
 
     Raises:
       ValueError: If the shape or the type is another.
@@ -188,7 +190,9 @@ class Restorer:
     if self.bucket:
       pads = [(0, 0), (0, -h % self.bucket), (0, -w % self.bucket), (0, 0)]
       batch = np.pad(batch, pads, mode='reflect')
-    restored = self.compile(batch.shape, batch.dtype)(batch)[:, :h, :w]
+    restored = self.compile(batch.shape, batch.dtype)(batch)
+    h, w = self.genotype.scale * h, self.genotype.scale * w
+    restored = restored[:, :h, :w]
     return restored if image.ndim == 4 else restored[0]
 
   def save(self, directory: str | Path) -> Path:

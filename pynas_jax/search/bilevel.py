@@ -29,6 +29,7 @@ from pynas_jax import parallel
 from pynas_jax import train as train_lib
 from pynas_jax.checkpoint import Checkpoints
 from pynas_jax.data import pipeline
+from pynas_jax.data import sources
 from pynas_jax.logbook import Logbook
 from pynas_jax.logbook import progress
 from pynas_jax.logbook import say
@@ -63,17 +64,24 @@ class StageResult(NamedTuple):
 
 def make_weight_tx(s: ml_collections.ConfigDict):
   """Returns the optimizer of the weights, from the settings `search`."""
-  schedule = optax.cosine_decay_schedule(s.weight_lr, s.num_steps)
+  schedule = optax.cosine_decay_schedule(
+    s.weight_lr, s.num_steps, alpha=s.weight_lr_end / s.weight_lr
+  )
   if s.optimizer == 'adam':
     tx = optax.adam(schedule)
   else:
     tx = optax.sgd(schedule, s.momentum or None)
+    if s.weight_decay:
+      tx = optax.chain(optax.add_decayed_weights(s.weight_decay), tx)
   return train_lib.clipped(tx, s.clip_norm)
 
 
 def make_alpha_tx(s: ml_collections.ConfigDict):
   """Returns the optimizer of the alphas, from the settings `search`."""
-  return optax.adam(s.alpha_lr)
+  tx = optax.adam(s.alpha_lr)
+  if s.alpha_decay:
+    tx = optax.chain(optax.add_decayed_weights(s.alpha_decay), tx)
+  return tx
 
 
 def init_state(
@@ -92,12 +100,14 @@ def temperature(step: jax.Array, s: ml_collections.ConfigDict) -> jax.Array:
   return s.tau_start + (s.tau_end - s.tau_start) * jnp.clip(share, 0, 1)
 
 
-def make_loss(supernet: Any, loss: str) -> Callable[..., jax.Array]:
-  """Returns `loss(params, gates, batch) -> f[]`."""
+def make_loss(supernet: Any, loss: str) -> Callable[..., Any]:
+  """Returns `loss(params, gates, batch) -> f[], statistics`."""
 
-  def loss_fn(params: Any, gates: Gates, batch: Any) -> jax.Array:
-    restored = supernet.apply({'params': params}, batch['blurred'], gates)
-    return losses.LOSSES[loss](restored, batch['sharp'])
+  def loss_fn(params: Any, gates: Gates, batch: Any):
+    restored, statistics = base.apply_learning(
+      supernet, params, batch['blurred'], gates
+    )
+    return losses.LOSSES[loss](restored, batch['sharp']), statistics
 
   return loss_fn
 
@@ -145,7 +155,9 @@ def make_weight_step(
       gates = gates_lib.mixture(state.alphas)
     else:
       gates = gates_lib.one_path(key, state.alphas, tau=1.0)
-    value, grads = jax.value_and_grad(loss_fn)(state.params, gates, batch)
+    (value, statistics), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+      state.params, gates, batch
+    )
     value, grads = parallel.mean((value, grads))
     updates, weight_opt = tx.update(grads, state.weight_opt, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -155,7 +167,7 @@ def make_weight_step(
       (params, weight_opt), (state.params, state.weight_opt), sampled
     )
     state = state.replace(
-      step=state.step + 1, params=params, weight_opt=weight_opt
+      step=state.step + 1, params=params | statistics, weight_opt=weight_opt
     )
     return state, {'loss': value}
 
@@ -190,12 +202,12 @@ def make_alpha_step(
 
     def objective(alphas):
       gates = sample(alphas, key, tau)
-      loss = loss_fn(state.params, gates, batch)
+      loss, _ = loss_fn(state.params, gates, batch)
       return cost_term(loss, alphas) if cost_term else loss, gates
 
     def paired_objective(alphas):
       a, b = (sample(alphas, k, tau) for k in jax.random.split(key))
-      losses_ = [loss_fn(state.params, gates, batch) for gates in (a, b)]
+      losses_ = [loss_fn(state.params, gates, batch)[0] for gates in (a, b)]
       loss_a, loss_b = jax.lax.stop_gradient(parallel.mean(losses_))
       # The gradient of the expected loss; each is the other's baseline.
       odds = gates_lib.log_prob(alphas, a) - gates_lib.log_prob(alphas, b)
@@ -231,7 +243,7 @@ def one_hot_alphas(choice: refine.Choice, like: jax.Array) -> jax.Array:
 
 
 def make_held_out_objective(
-  loss_fn: Callable[..., jax.Array],
+  loss_fn: Callable[..., Any],
   params: Any,
   held_out: Any,
   alphas: jax.Array,
@@ -246,7 +258,7 @@ def make_held_out_objective(
     alphas: f[E, K], for their shape.
     cost_term: `(loss, alphas) -> loss`, or None.
   """
-  loss_of = jax.jit(loss_fn)
+  loss_of = jax.jit(lambda *args: loss_fn(*args)[0])
   images = [
     {name: pixels[i : i + 1] for name, pixels in held_out.items()}
     for i in range(len(held_out['sharp']))
@@ -299,7 +311,7 @@ def search_stage(
   supernet = space.supernet(draft, stage, **options)
   init_key, alpha_key, step_key = jax.random.split(key, 3)
   alphas = space.init_alphas(alpha_key, draft, stage)
-  fresh = base.init_params(init_key, supernet, gates_lib.argmax(alphas))
+  fresh = base.init_params(init_key, supernet, space.decode(alphas))
   state = init_state(base.inherit(fresh, params), alphas, s)
   weight_step = parallel.make_parallel(
     make_weight_step(space, stage, supernet, s)
@@ -315,7 +327,7 @@ def search_stage(
       config, split=split, batch_size=s.batch_size, crop=config.data.crop,
       seed=config.seed,
     )
-    for split in ('train', 'validation')
+    for split in sources.search_splits(config.data)
   )  # fmt: skip
   held_out = pipeline.validation_batch(config)
   stopping = Stopping(s.patience, s.collapse_fraction)
@@ -349,12 +361,14 @@ def search_stage(
 
         loss = float(figures['loss'])
         train_lib.check_finite(loss, what=name, step=step)
-        psnr = score(state.params, held_out, gates_lib.argmax(state.alphas))
-        index = gates_lib.argmax(state.alphas).index[:, 0]
-        operators = space.candidates(stage)
-        cells = tuple(operators[int(i)] for i in index)
+        gates = space.decode(state.alphas)
+        if s.score == 'supernet':
+          gates = gates_lib.mixture(state.alphas)
+        psnr = score(state.params, held_out, gates)
+        derived = space.derive(draft, stage, state.alphas)
+        cells = space.chosen(derived, stage)
         best = stopping.best
-        if since > 0:
+        if since > 0 and step >= s.first_score:
           stopping = stopping.update(psnr, cells)
         # Without a best one, a network of the warm-up is better than a
         # collapsed one.
@@ -406,7 +420,7 @@ def search_stage(
   derived = space.derive(draft, stage, alphas)
   record = {
     'stage': stage,
-    'choice': gates_lib.argmax(alphas).index[:, 0].tolist(),
+    'choice': space.decode(alphas).index[:, 0].tolist(),
     'psnr': meta['psnr'],
     'best_step': best_step,
     'steps': last,

@@ -15,6 +15,7 @@ import ml_collections
 import numpy as np
 
 from pynas_jax import genotype as genotype_lib
+from pynas_jax.spaces import make_space
 
 
 class Proposal(NamedTuple):
@@ -65,11 +66,12 @@ class Proposal(NamedTuple):
 def choices(config: ml_collections.ConfigDict) -> list[Proposal]:
   """Returns all proposals that the settings allow, in order."""
   s, m = config.search, config.model
-  schemes = map(genotype_lib.parse_scheme, s.schemes)
+  every = make_space(config).schemes()
+  wanted = set(map(genotype_lib.parse_scheme, s.schemes))
   return [
     Proposal(*values)
     for values in itertools.product(
-      sorted(set(schemes) or genotype_lib.all_schemes()),
+      sorted(wanted & set(every) or every),
       s.unshuffles or (m.unshuffle,),
       s.base_widths or (m.widths[0],),
     )

@@ -6,28 +6,18 @@ import ml_collections
 
 from pynas_jax.genotype import Genotype
 from pynas_jax.spaces.base import Space
+from pynas_jax.spaces.hinas import Hinas
 from pynas_jax.spaces.nafnet import Nafnet
 from pynas_jax.spaces.pynas import PyNAS
 
-SPACES: dict[str, type[Space]] = {'pynas': PyNAS}
+SPACES: dict[str, type[Space]] = {'pynas': PyNAS, 'hinas': Hinas}
 # Hand-made networks that no search makes: only `network` and `count`.
 REFERENCES = {'nafnet': Nafnet}
 
 
 def make_space(config: ml_collections.ConfigDict) -> Space:
   """Returns the space that the settings `space` and `model` describe."""
-  m = config.model
-  return SPACES[config.space](
-    widths=tuple(m.widths),
-    cells_per_stage=m.cells_per_stage,
-    operators=tuple(m.candidates),
-    upsample=m.upsample,
-    link=m.link,
-    global_residual=m.global_residual,
-    unshuffle=m.unshuffle,
-    share=m.share,
-    joint=m.joint,
-  )
+  return SPACES[config.space].from_settings(config)
 
 
 def space_of(genotype: Genotype) -> type[Space]:

@@ -4,6 +4,10 @@ Search strategies, training, evaluation and deployment know spaces only by it.
 A search starts from a draft, an architecture with gaps. Each stage fills a gap:
 its supernet is trained with alphas, and `derive` writes the operators that won
 into the draft. A draft without gaps is a genotype.
+
+`params` are a module's parameters, by submodule. The running statistics of
+batch norms, where there are any, lie beside them under the key STATISTICS: they
+are inherited, averaged and saved like weights, but no gradient moves them.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ from typing import Any, Protocol
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+import ml_collections
 
 from pynas_jax.genotype import Genotype
 from pynas_jax.nn.gates import Gates
@@ -20,10 +25,18 @@ from pynas_jax.nn.layers import Layer
 
 Params = Any
 Draft = Any  # Hashable; its type is the space's own.
+STATISTICS = 'batch_stats'  # Flax's name of the collection, too.
 
 
 class Space(Protocol):
   """A search space."""
+
+  @classmethod
+  def from_settings(cls, config: ml_collections.ConfigDict) -> Space:
+    """Returns the space that the settings describe."""
+
+  def schemes(self) -> tuple[tuple[int, ...], ...]:
+    """Returns all schemes of top-level variables, simple ones first."""
 
   def draft(self, scheme: tuple[int, ...]) -> Draft:
     """Returns the empty draft of a scheme of top-level variables."""
@@ -31,11 +44,8 @@ class Space(Protocol):
   def stages(self, draft: Draft) -> tuple[str, ...]:
     """Returns the names of the stages, in the order to search them."""
 
-  def candidates(self, stage: str) -> tuple[str, ...]:
-    """Returns the candidate operators, in the order of the alphas."""
-
   def init_alphas(self, key: jax.Array, draft: Draft, stage: str) -> jax.Array:
-    """Returns f[E, K], nearly uniform."""
+    """Returns f[E, K], nearly uniform over what a row can choose."""
 
   def supernet(self, draft: Draft, stage: str, **options: Any) -> nn.Module:
     """Returns the module `(image, gates) -> image` of a stage."""
@@ -45,6 +55,12 @@ class Space(Protocol):
 
   def derive(self, draft: Draft, stage: str, alphas: jax.Array) -> Draft:
     """Returns the draft with the stage's likeliest operators filled in."""
+
+  def decode(self, alphas: jax.Array) -> Gates:
+    """Returns the gates of what `derive` fills in: only that has an effect."""
+
+  def chosen(self, draft: Draft, stage: str) -> tuple[str, ...]:
+    """Returns the operators that a stage has filled in."""
 
   def genotype(self, draft: Draft) -> Genotype:
     """Returns the architecture of a draft without gaps."""
@@ -62,6 +78,8 @@ class Space(Protocol):
     self, genotype: Genotype, *, height: int, width: int
   ) -> tuple[int, int]:
     """Returns (parameters, multiply-adds for one image of that size)."""
+
+  # What follows is for `search.cost`, and none of a space without.
 
   def layers(
     self, genotype: Genotype, *, height: int, width: int
@@ -98,8 +116,44 @@ def init_params(key: jax.Array, module: nn.Module, *args: Any) -> Params:
   )
   # Parameters do not depend on the image size: any will do.
   image = jax.ShapeDtypeStruct((1, 16, 16, 3), jnp.float32)
-  variables = module.lazy_init(fast_key, image, *args)
-  return variables.get('params', {})
+  variables = dict(module.lazy_init(fast_key, image, *args))
+  params = variables.pop('params', {})
+  return params | variables if variables else params
+
+
+def _variables(params: Params) -> dict[str, Params]:
+  """Returns Flax's collections."""
+  if STATISTICS not in params:
+    return {'params': params}
+  weights = {k: v for k, v in params.items() if k != STATISTICS}
+  return {'params': weights, STATISTICS: params[STATISTICS]}
+
+
+def apply(module: nn.Module, params: Params, *args: Any) -> jax.Array:
+  """Returns the output of a network with the statistics that it has learnt."""
+  return module.apply(_variables(params), *args)
+
+
+def apply_learning(
+  module: nn.Module, params: Params, *args: Any
+) -> tuple[jax.Array, Params]:
+  """Returns the output in training, and the new statistics.
+
+  Batch norms take the statistics of the batch, over all devices: only inside a
+  step of `parallel`.
+
+  Args:
+    module: A network or supernet.
+    params: Its parameters.
+    *args: An image, and gates.
+
+  Returns:
+    The output, and what replaces part of the parameters, as by
+    `params | statistics`; {} without batch norms.
+  """
+  if STATISTICS not in params:
+    return apply(module, params, *args), {}
+  return module.apply(_variables(params), *args, mutable=[STATISTICS])
 
 
 def inherit(fresh: Params, trained: Params) -> Params:

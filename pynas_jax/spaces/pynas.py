@@ -26,6 +26,7 @@ import chex
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+import ml_collections
 
 from pynas_jax import genotype as genotype_lib
 from pynas_jax.genotype import PyramidGenotype
@@ -167,10 +168,28 @@ class PyNAS:
   share: str = 'none'
   joint: bool = False
 
+  @classmethod
+  def from_settings(cls, config: ml_collections.ConfigDict) -> PyNAS:
+    m = config.model
+    return cls(
+      widths=tuple(m.widths),
+      cells_per_stage=m.cells_per_stage,
+      operators=tuple(m.candidates),
+      upsample=m.upsample,
+      link=m.link,
+      global_residual=m.global_residual,
+      unshuffle=m.unshuffle,
+      share=m.share,
+      joint=m.joint,
+    )
+
   @property
   def num_edges(self) -> int:
     """Cells of one scale."""
     return 2 * len(self.widths) * self.cells_per_stage
+
+  def schemes(self) -> tuple[tuple[int, ...], ...]:
+    return genotype_lib.all_schemes()
 
   def draft(self, scheme: tuple[int, ...]) -> PyramidDraft:
     genotype_lib.check_scheme(scheme)
@@ -183,10 +202,6 @@ class PyNAS:
       return (ALL,)
     depth = len(draft.scheme)
     return tuple(f'scale{level + 1}' for level in reversed(range(depth)))
-
-  def candidates(self, stage: str) -> tuple[str, ...]:
-    del stage
-    return self.operators
 
   def init_alphas(
     self, key: jax.Array, draft: PyramidDraft, stage: str
@@ -236,6 +251,9 @@ class PyNAS:
 
     return jax.tree_util.tree_map_with_path(is_sampled, params)
 
+  def decode(self, alphas: jax.Array) -> Gates:
+    return gates_lib.argmax(alphas)
+
   def derive(
     self, draft: PyramidDraft, stage: str, alphas: jax.Array
   ) -> PyramidDraft:
@@ -247,6 +265,10 @@ class PyNAS:
       for level in range(len(draft.scheme))
     ]
     return dataclasses.replace(draft, cells=self._fill(draft, stage, by_level))
+
+  def chosen(self, draft: PyramidDraft, stage: str) -> tuple[str, ...]:
+    levels = [i for i in range(len(draft.scheme)) if _is_in(stage, i)]
+    return sum((draft.cells[i] for i in levels), ())
 
   def genotype(self, draft: PyramidDraft) -> PyramidGenotype:
     half = self.num_edges // 2
