@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from PIL import Image
 import pytest
 
 from experiments.hinas import run as hinas
@@ -15,8 +16,8 @@ from pynas_jax.data import files
 
 @pytest.fixture
 def config(tmp_path):
-  (tmp_path / 'val').mkdir()
-  flags = ['--pairs', str(tmp_path), '--out', str(tmp_path)]
+  (tmp_path / 'data').mkdir()
+  flags = [f'--{name}={tmp_path}' for name in ('pairs', 'photos', 'out')]
   return run.make_config(run.parse_args('Compares.', flags))
 
 
@@ -45,18 +46,38 @@ def test_equal_cost_is_equal(config):
 
 
 def test_photographs_join_the_videos_scene_by_scene(tmp_path, monkeypatch):
-  monkeypatch.setattr(run, 'PHOTO_BLURS', 2)
-  for scene in run.VALIDATION[:2]:
-    (tmp_path / 'train' / scene / 'blur').mkdir(parents=True)
-  run.add_photos(tmp_path)
-  pairs, faults = files.find_pairs(tmp_path)
+  monkeypatch.setattr(run, 'NUM_PHOTOS', {'train': 2, 'val': 1, 'test': 1})
+  monkeypatch.setattr(run, 'PAIRS_PER_SCENE', 2)
+  rng = np.random.default_rng(0)
+
+  def write(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = rng.integers(0, 256, (200, 220, 3), np.uint8)
+    Image.fromarray(pixels).save(path)
+
+  for split in ('train', 'val', 'test'):
+    for i in range(3):
+      write(tmp_path / 'photos' / split / f'{split}{i}.jpg')
+  scenes = {'train': (*run.VALIDATION, 'walk'), 'test': ('street',)}
+  for split, names in scenes.items():
+    for name in names:
+      for side in ('blur', 'sharp'):
+        for i in range(5):
+          write(tmp_path / 'pairs' / split / name / side / f'{i}.png')
+  flags = [f'--{name}={tmp_path / name}' for name in ('pairs', 'photos', 'out')]
+  run.parse_args('Compares.', flags)
+  pairs, faults = files.find_pairs(tmp_path / 'out' / 'data')
   assert not faults
-  splits = {}
+  found = {}
   for pair in pairs:
-    splits.setdefault(pair.split, set()).add(pair.sequence.split('/')[-1])
-  assert splits['validation'] == {'photo_baby'}
-  assert splits['test'] == {'photo_girl', 'photo_guitar'}
-  assert len(splits['train']) == 9
+    name = pair.sequence.split('/')[-1]
+    found.setdefault(pair.split, {}).setdefault(name, []).append(pair)
+  assert {k: len(v) for k, v in found['train'].items()} == {
+    'walk': 2, 'photo_train0': 2, 'photo_train1': 2,
+  }  # fmt: skip
+  assert set(found['validation']) == {*run.VALIDATION, 'photo_val0'}
+  assert set(found['test']) == {'street', 'photo_test0'}
+
 
 
 @pytest.mark.parametrize(

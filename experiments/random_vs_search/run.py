@@ -136,12 +136,16 @@ def trivial_genotypes(
   for operator in ('conv_3x3', 'conv_5x5', 'conv_3x3_dil2'):
     cells = (operator,) * (len(model.widths) * model.cells_per_stage)
     scales = tuple(ScaleGenotype(p, cells, cells) for p in scheme)
+    # Deeper widths are two and four times the first, give or take a channel or
+    # two: whole channels alone would be too coarse.
     sizes = [
       PyramidGenotype(
-        scales, (w, 2 * w, 4 * w), model.cells_per_stage,
+        scales, (w, 2 * w + a, 4 * w + b), model.cells_per_stage,
         unshuffle=model.unshuffle,
       )
       for w in range(2, 80)
+      for a in (-1, 0, 1)
+      for b in (-2, -1, 0, 1, 2)
     ]  # fmt: skip
     designs[operator] = min(sizes, key=lambda g: abs(count(g) - gmacs))
   return designs
