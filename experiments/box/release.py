@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-import json
 from pathlib import Path
 import statistics
 
@@ -140,7 +139,6 @@ def main() -> None:
       f'--data=data/box --name={args.name}',
       'rows': rows,
       'timings': timings,
-      'settings': json.loads((args.run / 'config.json').read_text()),
       'versions': api.versions(),
       'commit': api.commit(),
     },
