@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from experiments.box import make_data
 from experiments.hinas import run as hinas
 from experiments.random_vs_search import run
 from pynas_jax import config as config_lib
@@ -50,10 +51,10 @@ def test_photographs_join_the_videos_scene_by_scene(tmp_path, monkeypatch):
   monkeypatch.setattr(run, 'PAIRS_PER_SCENE', 2)
   rng = np.random.default_rng(0)
 
-  def write(path):
+  def write(path, noise=0):
     path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = rng.integers(0, 256, (200, 220, 3), np.uint8)
-    Image.fromarray(pixels).save(path)
+    pixels = 128 + rng.integers(-noise, noise + 1, (200, 220, 3))
+    Image.fromarray(pixels.astype(np.uint8)).save(path)
 
   for split in ('train', 'val', 'test'):
     for i in range(3):
@@ -61,9 +62,11 @@ def test_photographs_join_the_videos_scene_by_scene(tmp_path, monkeypatch):
   scenes = {'train': (*run.VALIDATION, 'walk'), 'test': ('street',)}
   for split, names in scenes.items():
     for name in names:
-      for side in ('blur', 'sharp'):
-        for i in range(5):
-          write(tmp_path / 'pairs' / split / name / side / f'{i}.png')
+      # From 36 dB, which is as good as sharp, to 12 dB, which is lost.
+      for i, noise in enumerate((7, 14, 22, 28, 110)):
+        folder = tmp_path / 'pairs' / split / name
+        write(folder / 'sharp' / f'{i}.png')
+        write(folder / 'blur' / f'{i}.png', noise)
   flags = [f'--{name}={tmp_path / name}' for name in ('pairs', 'photos', 'out')]
   run.parse_args('Compares.', flags)
   pairs, faults = files.find_pairs(tmp_path / 'out' / 'data')
@@ -77,7 +80,25 @@ def test_photographs_join_the_videos_scene_by_scene(tmp_path, monkeypatch):
   }  # fmt: skip
   assert set(found['validation']) == {*run.VALIDATION, 'photo_val0'}
   assert set(found['test']) == {'street', 'photo_test0'}
+  blurred = [path.name for path in (tmp_path / 'out').rglob('walk/blur/*')]
+  assert sorted(blurred) == ['1.png', '3.png']
 
+
+def test_the_box_learns_from_what_is_blurred_and_is_tested_on_all(tmp_path):
+  rng = np.random.default_rng(0)
+  sharp = np.full((224, 224, 3), 128, np.uint8)
+  # By columns of tiles: 26 dB, and as good as sharp.
+  noise = np.where(np.arange(224) < 112, 22, 1)[:, None]
+  blurred = (sharp + rng.integers(-noise, noise + 1, (224, 224, 1))).astype(
+    np.uint8
+  )
+  for split in ('train', 'test'):
+    make_data.write_pairs(tmp_path / split / 'a', 'b', blurred, sharp)
+  written = {
+    split: sorted(p.name for p in (tmp_path / split / 'a/blur').iterdir())
+    for split in ('train', 'test')
+  }
+  assert written == {'train': ['b-0.png', 'b-2.png'], 'test': ['b-0.png']}
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 from pynas_jax import logbook
+from pynas_jax import metrics
 from pynas_jax.data import degrade
 
 TILE = 112  # Pixels.
@@ -28,6 +29,11 @@ TEST_CROP = 224
 VALIDATION = ('04_coffee', 'bikes-shot2')  # Scenes of the training videos.
 LONG_SIDE = 1024  # Photographs are reduced to this, to be sharp per pixel.
 SIZES = (5, 7, 9)  # Of kernels, pixels.
+# Of the blurred to the sharp side, in dB. A pair that hardly differs teaches
+# the identity alone (the loss is a logarithm), one that is all smear nothing;
+# some are kept, so that sharp pictures stay.
+BLUR_PSNR = (19.0, 34.0)
+KEPT_PART = 0.04
 
 
 def tiles(pixels: np.ndarray, size: int) -> Iterator[np.ndarray]:
@@ -38,24 +44,38 @@ def tiles(pixels: np.ndarray, size: int) -> Iterator[np.ndarray]:
       yield pixels[y : y + size, x : x + size]
 
 
-def write(path: Path, pixels: np.ndarray) -> None:
-  """Writes a picture."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  Image.fromarray(pixels).save(path, compress_level=1)
+def write_pairs(
+  scene: Path, name: str, blurred: np.ndarray, sharp: np.ndarray
+) -> None:
+  """Writes the tiles of a pair; all of them if they are for testing."""
+  split = scene.parent.name
+  size = TILE if split == 'train' else TEST_CROP
+  both = zip(tiles(blurred, size), tiles(sharp, size), strict=True)
+  for i, pair in enumerate(both):
+    file = f'{name}-{i}.png'
+    images = [x[None] / np.float32(255) for x in pair]
+    psnr = metrics.psnr(*images)[0]
+    draw = hashlib.sha256(f'{scene.name}/{file}'.encode()).digest()[0] / 256
+    if not (
+      split == 'test' or BLUR_PSNR[0] < psnr < BLUR_PSNR[1] or draw < KEPT_PART
+    ):
+      continue
+    for side, pixels in zip(('blur', 'sharp'), pair, strict=True):
+      path = scene / side / file
+      path.parent.mkdir(parents=True, exist_ok=True)
+      Image.fromarray(pixels).save(path, compress_level=1)
 
 
 def add_video_pairs(source: Path, out: Path) -> None:
-  """Copies pairs of video; those for training as tiles."""
-  for blurred in sorted(source.glob('*/*/blur/*.png')):
-    split, scene, _, name = blurred.parts[-4:]
+  """Adds pairs of video."""
+  for path in sorted(source.glob('*/*/blur/*.png')):
+    split, scene, _, name = path.parts[-4:]
     split = 'val' if scene in VALIDATION else split
-    for side in ('blur', 'sharp'):
-      with Image.open(blurred.parent.parent / side / name) as image:
-        pixels = np.array(image)
-      size = TILE if split == 'train' else TEST_CROP
-      for i, tile in enumerate(tiles(pixels, size)):
-        target = out / split / scene / side
-        write(target / f'{source.name}-{Path(name).stem}-{i}.png', tile)
+    pair = [
+      np.array(Image.open(path.parent.parent / side / name))
+      for side in ('blur', 'sharp')
+    ]
+    write_pairs(out / split / scene, f'{source.name}-{path.stem}', *pair)
 
 
 def split_of(path: Path) -> str:
@@ -94,11 +114,8 @@ def add_photos(source: Path, out: Path, *, per_photo: int) -> None:
       sharp = pixels[y : y + TEST_CROP, x : x + TEST_CROP]
       blurred = shake(rng, sharp.astype(np.float32) / 255)
       blurred = np.rint(blurred * 255).astype(np.uint8)
-      size = TILE if split == 'train' else TEST_CROP
-      for side, picture in (('blur', blurred), ('sharp', sharp)):
-        for j, tile in enumerate(tiles(picture, size)):
-          target = out / split / f'photo_{path.stem}' / side
-          write(target / f'{i:02}-{j}.png', tile)
+      scene = out / split / f'photo_{path.stem}'
+      write_pairs(scene, f'{i:02}', blurred, sharp)
 
 
 def main() -> None:
