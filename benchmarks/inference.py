@@ -6,6 +6,10 @@ A network is 'found', which stands for what a search finds, 'dmphn', or the
 folder of a trained one. A frame is a photograph, uint8 in and out: all runtimes
 scale, clip and round. Times are medians of interleaved frames, with the copies;
 `psnr_to_f32_db` is of the frame before rounding, to XLA's in float32.
+`share_of_peak` is of the multiply-adds a second that PyTorch's product of large
+matrices reaches in that type: a runtime at the peak would take
+`floor_to_torch` of PyTorch's time in bfloat16, and none can take less but by
+counting fewer (Winograd).
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ from benchmarks import measure
 from benchmarks import networks
 from pynas_jax.deploy import backends
 from pynas_jax.deploy.backends import Network
+from pynas_jax.spaces import space_of
 
 RUNTIMES = (
   ('xla', 'float32'), ('xla', 'bfloat16'), ('torch', 'float32'),
@@ -70,6 +75,22 @@ def make_restore(
   return backends.compile_network(runtime, network, frame.shape, frame.dtype)
 
 
+def peak_gmacs(dtype: str, *, threads: int, size: int = 2048) -> float:
+  """Returns 1e9 multiply-adds a second of a product of large matrices."""
+  import torch
+
+  torch.set_num_threads(threads)
+  x = torch.ones(
+    (size, size), dtype=getattr(torch, dtype), device=measure.torch_device()
+  )
+
+  def product() -> None:
+    # A number that the host reads: on a GPU, that waits.
+    torch.mm(x, x)[0, 0].item()
+
+  return size**3 / measure.median_ms({'': product}, runs=5)[''] / 1e6
+
+
 def psnr_db(a: np.ndarray, b: np.ndarray) -> float:
   """Returns the PSNR of images in [0, 1], at most 150.
 
@@ -91,10 +112,13 @@ def why_not(runtime: str, error: Exception) -> str:
 
 
 def measure_network(
-  name: str, args: argparse.Namespace
+  name: str, args: argparse.Namespace, peaks: dict[str, float]
 ) -> list[dict[str, Any]]:
   """Returns the rows of one network."""
   genotype, params = networks.read(name)
+  _, macs = space_of(genotype).count(
+    genotype, height=args.height, width=args.width
+  )
   photo = backends.photograph(args.height, args.width)
   frame = np.rint(255 * photo).astype(np.uint8)
   restores, notes, psnrs, exact = {}, {}, {}, None
@@ -116,23 +140,35 @@ def measure_network(
       notes[runtime, dtype] = why_not(runtime, error)
   functions = {k: lambda f=f: f(frame) for k, f in restores.items()}
   times = measure.times_ms(functions, runs=args.runs)
-  return [
-    {
-      'network': name, 'runtime': runtime, 'dtype': dtype,
-      'height': args.height, 'width': args.width,
-      'p50_ms': statistics.median(times[key]) if key in times else None,
-      'psnr_to_f32_db': psnrs.get(key),
-      'note': notes.get(key, ''),
-    }
-    for key in ((r, d) for r, d in RUNTIMES if r in args.runtimes)
-    for runtime, dtype in [key]
-  ]  # fmt: skip
+  rows = []
+  for runtime, dtype in RUNTIMES:
+    if runtime not in args.runtimes:
+      continue
+    key = runtime, dtype
+    p50_ms = statistics.median(times[key]) if key in times else None
+    peak = peaks.get(dtype)
+    share = p50_ms and peak and macs / 1e6 / p50_ms / peak
+    rows.append(
+      {
+        'network': name, 'runtime': runtime, 'dtype': dtype,
+        'height': args.height, 'width': args.width, 'gmacs': macs / 1e9,
+        'p50_ms': p50_ms, 'share_of_peak': share,
+        'psnr_to_f32_db': psnrs.get(key), 'note': notes.get(key, ''),
+      }
+    )  # fmt: skip
+  return rows
 
 
-def ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
-  """Returns XLA's and the best exported graph's time over PyTorch's eager."""
+def ratios(
+  rows: list[dict[str, Any]], peaks: dict[str, float]
+) -> dict[str, float]:
+  """Returns XLA's and the best exported graph's time over PyTorch's eager.
+
+  And that of a runtime at the peak of bfloat16.
+  """
   found: dict[str, float] = {}
-  for name in {row['network'] for row in rows}:
+  gmacs = {row['network']: row['gmacs'] for row in rows}
+  for name in gmacs:
     ms = {
       (r['runtime'], r['dtype']): r['p50_ms']
       for r in rows
@@ -144,6 +180,9 @@ def ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
       found[f'{name}_xla_to_torch'] = ms['xla', 'float32'] / peer
     if peer and exported:
       found[f'{name}_best_exported_to_torch'] = min(exported) / peer
+    if peer and 'bfloat16' in peaks:
+      floor_ms = 1e3 * gmacs[name] / peaks['bfloat16']
+      found[f'{name}_floor_to_torch'] = floor_ms / peer
   return found
 
 
@@ -165,11 +204,18 @@ def main() -> None:
   args.runtimes = args.runtimes.split(',')
   if unknown := set(args.runtimes) - set(every.split(',')):
     parser.error(f'--runtimes has {unknown}; expected some of {every}')
+  peaks = {
+    dtype: peak_gmacs(dtype, threads=args.threads)
+    for dtype in ('float32', 'bfloat16')
+    if 'torch' in args.runtimes and measure.is_installed('torch')
+  }
   rows = [
     row for name in args.networks.split(',')
-    for row in measure_network(name, args)
+    for row in measure_network(name, args, peaks)
   ]  # fmt: skip
-  summary = {'runs': args.runs, 'threads': args.threads} | ratios(rows)
+  summary = {
+    'runs': args.runs, 'threads': args.threads, 'peak_gmacs_per_s': peaks
+  } | ratios(rows, peaks)  # fmt: skip
   measure.report('One frame', rows, summary)
 
 
