@@ -32,6 +32,10 @@ def test_random_networks_cover_the_space(config):
   shares = [cells.count(op) / len(cells) for op in space.operators]
   np.testing.assert_allclose(shares, 0.2, atol=0.03)
   assert len({g.digest() for g in drawn}) > 190
+  shared = [run.random_genotype(rng, space, shared=True) for _ in range(50)]
+  for genotype in shared:
+    assert len({scale.cells for scale in genotype.scales}) == 1
+    assert genotype.share_weights == (len(genotype.scales) > 1)
 
 
 def test_equal_cost_is_equal(config):

@@ -101,7 +101,7 @@ def make_config(args: argparse.Namespace) -> ml_collections.ConfigDict:
   c.data.eval_crop, c.data.num_validation = 192, 48
   s = c.search
   s.schemes, s.num_trials = SCHEMES, args.trials
-  s.warmup_steps, s.num_steps, s.score_steps = 300, 900, 300
+  s.warmup_steps, s.num_steps, s.score_steps = 1500, 2400, 300
   s.eval_every, s.collapse_fraction = 300, 1.0
   c.train.num_steps = args.steps
   c.train.eval_every = args.steps
@@ -115,18 +115,25 @@ def count(genotype: PyramidGenotype) -> float:
 
 
 def random_genotype(
-  rng: np.random.Generator, space: spaces.Space
+  rng: np.random.Generator, space: spaces.Space, *, shared: bool = False
 ) -> PyramidGenotype:
-  """Returns a network of the space, every choice as likely as another."""
+  """Returns a network of the space, every choice as likely as another.
+
+  Args:
+    rng: Draws.
+    space: Of PyNAS_d.
+    shared: Whether scales share cells and weights, as those of PyNAS_s.
+  """
   scheme = genotype_lib.parse_scheme(rng.choice(SCHEMES))
   half = space.num_edges // 2
   scales = []
   for patches in scheme:
-    cells = tuple(rng.choice(space.operators, space.num_edges).tolist())
+    if not (shared and scales):
+      cells = tuple(rng.choice(space.operators, space.num_edges).tolist())
     scales.append(ScaleGenotype(patches, cells[:half], cells[half:]))
   return PyramidGenotype(
     tuple(scales), space.widths, space.cells_per_stage,
-    unshuffle=space.unshuffle,
+    unshuffle=space.unshuffle, share_weights=shared and len(scales) > 1,
   )  # fmt: skip
 
 
@@ -238,7 +245,7 @@ def parse_args(
     '--photos', type=Path, required=True, help='BSDS500: train, val, test'
   )
   parser.add_argument('--out', type=Path, required=True, help='folder to write')
-  parser.add_argument('--steps', type=int, default=1000, help='of training')
+  parser.add_argument('--steps', type=int, default=2000, help='of training')
   parser.add_argument('--seeds', type=int, default=2, help='trainings of each')
   parser.add_argument('--number', type=int, default=10, help='random networks')
   parser.add_argument('--trials', type=int, default=2, help='of each search')
@@ -266,6 +273,9 @@ def main() -> None:
   cheap = count(found['PyNAS_d, cost'])
   rng = np.random.default_rng(0)
   random = [random_genotype(rng, space) for _ in range(args.number)]
+  shared = [
+    random_genotype(rng, space, shared=True) for _ in range(args.number)
+  ]
   equal = equal_cost_genotypes(rng, space, cheap, args.number)
   scheme = found['PyNAS_d, cost'].scheme
   trivial = trivial_genotypes(scheme, cheap, config.model)
@@ -273,6 +283,7 @@ def main() -> None:
   groups = {
     'found': found,
     'random': {f'random {i}': g for i, g in enumerate(random)},
+    'random_shared': {f'shared {i}': g for i, g in enumerate(shared)},
     'random_equal_cost': {f'equal {i}': g for i, g in enumerate(equal)},
     'trivial': {f'{name} everywhere': g for name, g in trivial.items()},
     'by_hand': by_hand,
