@@ -259,7 +259,12 @@ class _Graph:
     return self.add('Split', x, sizes, axis=axis, outputs=len(eqn.outvars))
 
   def _slice(self, eqn, x):
-    starts, ends = eqn.params['start_indices'], eqn.params['limit_indices']
+    starts, limits = eqn.params['start_indices'], eqn.params['limit_indices']
+    # From the end, as sizes may be open.
+    ends = [
+      int(limit - size) or np.iinfo(np.int64).max
+      for limit, size in zip(limits, eqn.invars[0].aval.shape, strict=True)
+    ]
     # Height and width; the batch is open and channels are split, not sliced.
     parts = [self.constant(part, np.int64)
              for part in (starts[1:3], ends[1:3], (2, 3))]  # fmt: skip

@@ -27,45 +27,52 @@ KERNEL_INIT = nn.initializers.variance_scaling(0.5, 'fan_out', 'normal')
 _DIMENSIONS = ('NHWC', 'HWIO', 'NHWC')
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def conv2d(x: jax.Array, kernel: jax.Array, dilation: int = 1) -> jax.Array:
-  """Convolves with stride 1 and zero padding that keeps the size.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def conv2d(
+  x: jax.Array, kernel: jax.Array, dilation: int = 1, pad: int | None = None
+) -> jax.Array:
+  """Convolves with stride 1 and zero padding.
 
   Args:
     x: [B, H, W, C].
-    kernel: [k, k, C, D], k odd, of the same dtype.
+    kernel: [k, k, C, D], of the same dtype.
     dilation: Distance between kernel taps, in pixels.
+    pad: Pixels on each side; None keeps the size, for odd k.
 
   Returns:
-    [B, H, W, D].
+    [B, H, W, D], or what the padding makes of H and W.
   """
-  pad = dilation * (kernel.shape[0] // 2)
+  if pad is None:
+    pad = dilation * (kernel.shape[0] // 2)
   return lax.conv_general_dilated(
     x, kernel, (1, 1), [(pad, pad)] * 2, rhs_dilation=(dilation, dilation),
     dimension_numbers=_DIMENSIONS,
   )  # fmt: skip
 
 
-def _conv2d_forward(x, kernel, dilation):
-  return conv2d(x, kernel, dilation), (x, kernel)
+def _conv2d_forward(x, kernel, dilation, pad):
+  return conv2d(x, kernel, dilation, pad), (x, kernel)
 
 
-def _conv2d_backward(dilation, saved, grad):
+def _conv2d_backward(dilation, pad, saved, grad):
   x, kernel = saved
+  size = kernel.shape[0]
+  if pad is None:
+    pad = dilation * (size // 2)
   flipped = kernel[::-1, ::-1].swapaxes(2, 3)
-  if kernel.shape[0] == 1:  # A product of matrices.
+  x_grad = conv2d(grad, flipped, dilation, dilation * (size - 1) - pad)
+  if size == 1:  # A product of matrices.
     pixels = (0, 1, 2)
     kernel_grad = lax.dot_general(x, grad, ((pixels, pixels), ((), ())))
-    return conv2d(grad, flipped, dilation), kernel_grad[None, None]
+    return x_grad, kernel_grad[None, None]
   # dW[i, j] = sum over images and pixels of x shifted by the tap, times grad:
   # a convolution whose batch is C and whose kernel is the gradient. The
   # explicit transposes are what XLA:CPU's fast path asks for.
-  pad = dilation * (kernel.shape[0] // 2)
   kernel_grad = lax.conv_general_dilated(
     x.transpose(3, 1, 2, 0), grad.transpose(1, 2, 0, 3),
     (dilation, dilation), [(pad, pad)] * 2, dimension_numbers=_DIMENSIONS,
   )  # fmt: skip
-  return conv2d(grad, flipped, dilation), kernel_grad.transpose(1, 2, 0, 3)
+  return x_grad, kernel_grad.transpose(1, 2, 0, 3)
 
 
 conv2d.defvjp(_conv2d_forward, _conv2d_backward)
@@ -74,9 +81,8 @@ conv2d.defvjp(_conv2d_forward, _conv2d_backward)
 def transposed_conv2d(x: jax.Array, kernel: jax.Array) -> jax.Array:
   """Doubles the resolution: a transposed convolution with stride 2.
 
-  XLA:CPU is slow at it, and slower at its gradients. So it is a convolution
-  3x3, whose kernel holds the four that make the even and the odd rows and
-  columns, each of 2x2 and padded with zeros, and a depth-to-space.
+  XLA:CPU is slow at it, and slower at its gradients. So it is one convolution
+  2x2 that makes the even and the odd rows and columns, and a depth-to-space.
 
   Args:
     x: [B, H, W, C].
@@ -85,20 +91,19 @@ def transposed_conv2d(x: jax.Array, kernel: jax.Array) -> jax.Array:
   Returns:
     [B, 2 * H, 2 * W, D]: `lax.conv_transpose` with padding 'SAME'.
   """
-  c, d = kernel.shape[2:]
+  n, h, w, c = x.shape
+  d = kernel.shape[-1]
   # Row 2i + a takes tap 2t + a of row i + t + a - 1, for t = 0, 1.
   taps = kernel.reshape(2, 2, 2, 2, c, d)  # [t, a, s, b, C, D].
-  rows = jnp.stack(
-    [jnp.pad(taps[:, a], [(a, 1 - a)] + [(0, 0)] * 4) for a in range(2)]
-  )  # [a, 3, s, b, C, D].
-  both = jnp.stack(
-    [
-      jnp.pad(rows[:, :, :, b], [(0, 0)] * 2 + [(b, 1 - b)] + [(0, 0)] * 2)
-      for b in range(2)
-    ]
-  )  # [b, a, 3, 3, C, D].
-  phases = both.transpose(2, 3, 4, 1, 0, 5).reshape(3, 3, c, 4 * d)
-  return patches.depth_to_space(conv2d(x, phases), factor=2)
+  taps = taps.transpose(0, 2, 4, 1, 3, 5).reshape(2, 2, c, 4 * d)
+  # Row p has rows p - 1 and p of x: a = 0 finds row i there, a = 1 row i - 1.
+  phases = jnp.split(conv2d(x, taps, 1, 1), 4, axis=-1)
+  places = itertools.product(range(2), repeat=2)
+  y = [
+    lax.slice(phase, (0, a, b, 0), (n, a + h, b + w, d))
+    for phase, (a, b) in zip(phases, places, strict=True)
+  ]
+  return patches.depth_to_space(jnp.concatenate(y, axis=-1), factor=2)
 
 
 def _pad_spatially(x: jax.Array, size: int) -> jax.Array:
