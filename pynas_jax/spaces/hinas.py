@@ -231,6 +231,11 @@ class Hinas:
     )  # fmt: skip
 
   @staticmethod
+  def multiple(genotype: HinasGenotype) -> tuple[int, int]:
+    del genotype
+    return 1, 1
+
+  @staticmethod
   def count(
     genotype: HinasGenotype, *, height: int, width: int
   ) -> tuple[int, int]:
