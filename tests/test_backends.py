@@ -39,6 +39,10 @@ NETWORKS = {
   ),
   '1-3': pyramid((1, 3), DILATED, SEPARABLE, link='concat'),
   '1-4-8': pyramid((1, 4, 8), SEPARABLE, SEPARABLE, share_weights=True),
+  'HiNAS': genotype_lib.HinasGenotype(
+    cells=((((0, 'sep_conv_5x5'), (1, 'conv_3x3_dil2')),),), levels=(0,),
+    width=4, stem_width=4,
+  ),
   'NAFNet': genotype_lib.NafnetGenotype(
     width=4, encoder=(1,), middle=1, decoder=(1,)
   ),
@@ -188,6 +192,15 @@ def test_auto_is_the_first_runtime_that_agrees(monkeypatch):
   assert backends.choose('auto', shared) == 'xla'
   pytest.importorskip('onnxruntime')
   with pytest.raises(backends.BackendError, match="Use backend 'xla'"):
+    backends.choose('onnxruntime', shared)
+
+
+def test_what_enlarges_is_left_to_xla():
+  genotype = dataclasses.replace(NETWORKS['HiNAS'], scale=2)
+  module = space_of(genotype).network(genotype)
+  shared = Network(genotype, base.init_params(jax.random.key(0), module))
+  assert backends.choose('auto', shared) == 'xla'
+  with pytest.raises(backends.BackendError, match='scale 2; expected 1'):
     backends.choose('onnxruntime', shared)
 
 

@@ -20,6 +20,7 @@ from PIL import ImageOps
 import pytest
 
 from pynas_jax import deblur
+from pynas_jax import restore
 from pynas_jax.deploy import images
 
 LINUX = sys.platform == 'linux'
@@ -427,7 +428,7 @@ def test_an_unknown_network_names_those_there_are(
 ):
   write_picture(tmp_path / 'a.png')
   args = ('-i', tmp_path / 'a.png', '-n', 'fats', '-o', tmp_path / 'out')
-  monkeypatch.setattr(deblur, 'MODELS', tmp_path / 'models')
+  monkeypatch.setattr(restore, 'MODELS', tmp_path / 'models')
   assert run(*args) == 2
   assert "model_name is 'fats'; there is none" in capsys.readouterr().err
   for name in ('fast', 'quality'):

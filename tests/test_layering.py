@@ -32,8 +32,8 @@ ORDER = (
   'search.bilevel', 'search.schemes', 'search.pareto', 'search.hierarchical',
   'caching', 'deploy', 'deploy.onnx_graph', 'deploy.backends',
   'deploy.release', 'deploy.restorer', 'deploy.benchmark', 'deploy.export',
-  'deploy.tiling', 'deploy.images', 'deploy.videos', 'deblur',
-  'registration', 'evaluate', 'api', 'main', 'report',
+  'deploy.tiling', 'deploy.images', 'deploy.videos', 'restore',
+  'deblur', 'registration', 'evaluate', 'api', 'main', 'report',
 )  # fmt: skip
 # The package itself loads `api`, when first asked for a function of it.
 FILES = {
@@ -45,7 +45,8 @@ FILES = {
 }
 NO_JAX = (
   'genotype', 'resize', 'drawing', 'plot', 'data.shutter', 'data.video',
-  'data.make_pairs', 'deploy.images', 'deploy.videos', 'deblur', 'report',
+  'data.make_pairs', 'deploy.images', 'deploy.videos', 'restore', 'deblur',
+  'report',
 )  # fmt: skip
 FORBIDDEN_IMPORTS = ('tensorflow', 'pickle', 'cloudpickle', 'dill', 'marshal')
 FORBIDDEN_CALLS = (

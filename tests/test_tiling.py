@@ -20,9 +20,28 @@ def network(scheme=(1,), **options):
     genotype_lib.ScaleGenotype(p, cells, ('sep_conv_3x3', 'conv_3x3_x2'))
     for p in scheme
   )
-  g = genotype_lib.PyramidGenotype(
-    scales=scales, widths=(4, 8), cells_per_stage=1, **options
+  return compiled(
+    genotype_lib.PyramidGenotype(
+      scales=scales, widths=(4, 8), cells_per_stage=1, **options
+    )
   )
+
+
+def enlarging():
+  """A network of super-resolution by 2; its reach is along several paths."""
+  cell = (
+    ((0, 'sep_conv_3x3'), (1, 'conv_5x5_dil2')),
+    ((1, 'skip'), (2, 'conv_3x3_dil2')),
+  )
+  return compiled(
+    genotype_lib.HinasGenotype(
+      cells=(cell, cell), levels=(1, 0), width=4, stem_width=4, sep_repeats=2,
+      scale=2,
+    )  # fmt: skip
+  )
+
+
+def compiled(g):
   module = spaces.space_of(g).network(g)
   params = base.init_params(jax.random.key(0), module)
   return restorer.Restorer(g, jax.tree.map(lambda x: 2 * x, params))
@@ -33,10 +52,16 @@ def picture(height, width, seed=0):
   return rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-@pytest.fixture(scope='module', params=[{}, {'upsample': 'transposed',
-                                             'unshuffle': 2}], ids=str)
+ONE_SCALE = {
+  'pixel_shuffle': network,
+  'transposed': lambda: network(upsample='transposed', unshuffle=2),
+  'enlarging': enlarging,
+}
+
+
+@pytest.fixture(scope='module', params=ONE_SCALE)
 def one_scale(request):
-  return network(**request.param)
+  return ONE_SCALE[request.param]()
 
 
 def test_reach_is_how_far_a_pixel_is_seen(one_scale):
@@ -48,20 +73,36 @@ def test_reach_is_how_far_a_pixel_is_seen(one_scale):
   for y, x in ((96, 96), (97, 98), (99, 95)):  # Of any place in a stride.
     changed = image.copy()
     changed[y, x] = 1 - changed[y, x]
-    ys, xs = np.nonzero((one_scale(changed) != whole).any(axis=2))
+    places = np.nonzero((one_scale(changed) != whole).any(axis=2))
+    ys, xs = (x // one_scale.genotype.scale for x in places)
     seen = max(seen, np.abs(ys - y).max(), np.abs(xs - x).max())
   assert 0.7 * reach <= seen <= reach
+
+
+def test_what_enlarges_is_the_same_in_a_bucket_but_for_two_borders():
+  exact = enlarging()
+  bucketed = restorer.Restorer(exact.genotype, exact.params, bucket=32)
+  image = picture(45, 70)
+  wanted, found = exact(image), bucketed(image)
+  assert found.shape == wanted.shape == (90, 140, 3)
+  near = 2 * tiling.context_of(exact.genotype).reach
+  np.testing.assert_allclose(
+    found[:-near, :-near].astype(int), wanted[:-near, :-near], atol=1
+  )
+  assert (found != wanted).any()
 
 
 @pytest.mark.parametrize('size', [(150, 170), (161, 90), (31, 300)], ids=str)
 def test_tiles_of_one_scale_are_exact(one_scale, size):
   context = tiling.context_of(one_scale.genotype)
   image = picture(*size)
-  options = {'tile': 48, 'align': context.align}
+  options = {
+    'tile': 48, 'align': context.align, 'scale': one_scale.genotype.scale
+  }  # fmt: skip
   for kind, tolerance in ((image, 1), (image / np.float32(255), 1e-5)):
     whole = one_scale(kind)
     cut = tiling.tiled(one_scale, kind, pad=context.pad, **options)
-    assert (cut.dtype, cut.shape) == (kind.dtype, kind.shape)
+    assert (cut.dtype, cut.shape) == (kind.dtype, whole.shape)
     difference = np.abs(cut.astype(float) - whole.astype(float))
     assert difference.max() <= tolerance
   near = tiling.tiled(one_scale, image, pad=4, **options)
@@ -72,39 +113,46 @@ def test_tiles_of_one_scale_are_exact(one_scale, size):
 @pytest.mark.parametrize('pad', [0, 8, 40])
 @pytest.mark.parametrize('fade', [0, 16, 999])
 @pytest.mark.parametrize('align', [1, 4])
-def test_tiles_cover_every_pixel_once(size, pad, fade, align):
+@pytest.mark.parametrize('scale', [1, 3])
+def test_tiles_cover_every_pixel_once(size, pad, fade, align, scale):
   image = picture(*size)
   shapes, steps = set(), []
 
-  def same(part):
+  def repeated(part):
     shapes.add(part.shape)
-    return part
+    return part.repeat(scale, axis=0).repeat(scale, axis=1)
 
   for kind in (image, image.astype(np.float32)):
     cut = tiling.tiled(
-      same, kind, tile=32, pad=pad, fade=fade, align=align,
+      repeated, kind, tile=32, pad=pad, fade=fade, align=align, scale=scale,
       on_tile=lambda done, total: steps.append((done, total)),
     )  # fmt: skip
-    np.testing.assert_allclose(cut, kind, rtol=1e-6)
+    whole = kind.repeat(scale, axis=0).repeat(scale, axis=1)
+    np.testing.assert_allclose(cut, whole, rtol=1e-6)
   assert len(shapes) == 1  # One program is compiled for all of them.
   done, total = zip(*steps, strict=True)
   assert set(total) == {len(steps) // 2}
   assert done == 2 * tuple(range(1, len(steps) // 2 + 1))
 
 
-def test_neighbours_fade_into_each_other():
+@pytest.mark.parametrize('scale', [1, 2])
+def test_neighbours_fade_into_each_other(scale):
   count = iter(range(100))
 
   def flat(part):  # Each tile another gray.
-    return np.full_like(part, 0.1 * next(count))
+    height, width = (scale * side for side in part.shape[:2])
+    return np.full((height, width, 3), 0.1 * next(count), np.float32)
 
   image = np.zeros((32, 96, 3), np.float32)
-  cut = tiling.tiled(flat, image, tile=32, pad=16, fade=16)
+  cut = tiling.tiled(flat, image, tile=32, pad=16, fade=16, scale=scale)
   row = cut[7, :, 0]
-  assert row[0] == row[23] == 0
-  np.testing.assert_allclose(row[40:56], 0.1)
-  np.testing.assert_allclose(np.diff(row[24:40]), 0.1 / 16, rtol=1e-3)
-  hard = tiling.tiled(flat, image, tile=32, pad=16)[7, :, 0]
+  first, last = 24 * scale, 40 * scale
+  assert row[0] == row[first - 1] == 0
+  np.testing.assert_allclose(row[last : last + 16], 0.1)
+  np.testing.assert_allclose(
+    np.diff(row[first:last]), 0.1 / (16 * scale), rtol=1e-3
+  )
+  hard = tiling.tiled(flat, image, tile=32, pad=16, scale=scale)[7, :, 0]
   assert len(set(hard.tolist())) == 3
 
 

@@ -1,7 +1,8 @@
 """A network compiled for one image shape, by any of the runtimes at hand.
 
-Batches are uint8 or float32 [B, H, W, 3], floats in [0, 1]; the output has the
-shape and the type of the input and is clipped.
+Batches are uint8 or float32 [B, H, W, 3], floats in [0, 1]; the output is
+clipped and has the input's type and size, or a multiple of its size in
+super-resolution.
 
 OpenVINO and ONNX Runtime read an ONNX graph that serves every size. It is kept
 in the user's cache folder, with a note of each runtime that restored a
@@ -148,8 +149,16 @@ def export_onnx(
     dtype: Of images, uint8 or float32.
     size: Height and width of one image in pixels. By default the graph is for
       batches of any size, in multiples; it comes from the cache if it can.
+
+  Raises:
+    BackendError: If the network enlarges.
   """
   onnx_graph = need('pynas_jax.deploy.onnx_graph')
+  if network.genotype.scale > 1:
+    raise BackendError(
+      f'The genotype has scale {network.genotype.scale}; expected 1, as '
+      "enlarging has no ONNX graph here. Use backend 'xla'."
+    )
 
   def convert():
     space = space_of(network.genotype)

@@ -3,8 +3,9 @@
 Pixels are uint8 or uint16 [H, W, C], upright: C is 1 (gray), 2 (gray, alpha),
 3 (RGB) or 4 (RGB, alpha). A lossless file that is read and written has the same
 pixels, and its EXIF and colour profile, in JPEG and WebP also XMP; the
-orientation is applied, and its tag removed. Palettes become RGB, and CMYK too:
-to restore ink by ink is meaningless, and a CMYK profile cannot stay with RGB.
+orientation is applied, and its tag removed; sizes that EXIF or XMP state become
+those of the pixels. Palettes become RGB, and CMYK too: to restore ink by ink is
+meaningless, and a CMYK profile cannot stay with RGB.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from collections.abc import Callable, Iterator
 import contextlib
 import dataclasses
 import io
+import math
 import os
 from pathlib import Path
+import re
 import struct
 from typing import Any
 import zlib
@@ -26,6 +29,7 @@ from PIL import Image
 from PIL import ImageCms
 from PIL import ImageOps
 from PIL import TiffImagePlugin
+from PIL import TiffTags
 
 MAX_PIXELS = 178_956_970  # More than that Pillow takes for an attack.
 # Pillow's formats that are read -> the suffix of what is written.
@@ -50,6 +54,7 @@ _SAVE = {
   '.jpg': {'quality': _QUALITY, 'subsampling': 0},
   '.webp': {'quality': _QUALITY},
 }
+_MAX_SIDES = {'.jpg': 65_500, '.webp': 16_383}  # Pixels that they can hold.
 # EXIF orientation -> what makes the picture upright.
 _UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
   2: lambda x: x[:, ::-1],
@@ -65,10 +70,19 @@ _DESCRIPTIVE = (
   'ImageDescription', 'Make', 'Model', 'Software', 'DateTime', 'Artist',
   'Copyright', 'ExifOffset', 'GPSInfo',
 )  # fmt: skip
+# Where EXIF and XMP state the size of the picture.
+_EXIF_WIDTHS = (ExifTags.Base.ImageWidth, ExifTags.Base.ExifImageWidth)
+_EXIF_HEIGHTS = (ExifTags.Base.ImageLength, ExifTags.Base.ExifImageHeight)
+_XMP_WIDTH = re.compile(
+  rb'((?:tiff:ImageWidth|exif:PixelXDimension)(?:=["\']|>))\d+'
+)
+_XMP_HEIGHT = re.compile(
+  rb'((?:tiff:ImageLength|exif:PixelYDimension)(?:=["\']|>))\d+'
+)
 
 
 class ImageError(ValueError):
-  """A picture that cannot be read; the message says why, not which."""
+  """A picture that cannot be read or written; it says why, not which."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,18 +230,42 @@ def _metadata(image: Image.Image, upright: Image.Image) -> dict[str, Any]:
   return kept
 
 
+def enlarge(pixels: np.ndarray, *, height: int, width: int) -> np.ndarray:
+  """Enlarges a picture, bicubic.
+
+  >>> enlarge(np.full((1, 2, 1), 7, np.uint16), height=3, width=6).shape
+  (3, 6, 1)
+
+  Args:
+    pixels: u8 or u16[H, W, C]; returned as they are if they have that size.
+    height: Of the result, pixels.
+    width: Of the result, pixels.
+
+  Returns:
+    u8 or u16[height, width, C].
+  """
+  if pixels.shape[:2] == (height, width):
+    return pixels
+  large = np.empty((height, width, pixels.shape[2]), pixels.dtype)
+  for i in range(pixels.shape[2]):
+    channel = Image.fromarray(pixels[..., i].astype(np.float32))
+    channel = np.asarray(channel.resize((width, height), Image.BICUBIC))
+    large[..., i] = np.rint(channel.clip(0, np.iinfo(pixels.dtype).max))
+  return large
+
+
 def restore(
   pixels: np.ndarray, network: Callable[[np.ndarray], np.ndarray]
 ) -> np.ndarray:
-  """Restores all channels but alpha.
+  """Restores all channels but alpha, which is enlarged if need be.
 
   Args:
     pixels: u8 or u16[H, W, C]; gray goes through the network as RGB, and
       comes back as the mean.
-    network: [H, W, 3] -> [H, W, 3], uint8 or float32 in [0, 1].
+    network: [H, W, 3] -> [H', W', 3], uint8 or float32 in [0, 1].
 
   Returns:
-    Of the same shape and type.
+    [H', W', C] of the same type.
   """
   colours = 3 if pixels.shape[2] > 2 else 1
   image = pixels[..., :colours]
@@ -241,7 +279,32 @@ def restore(
   if colours == 1:
     mean = restored.mean(axis=2, keepdims=True, dtype=np.float32)
     restored = np.rint(mean).astype(pixels.dtype)
-  return np.concatenate([restored, pixels[..., colours:]], axis=2)
+  height, width = restored.shape[:2]
+  alpha = enlarge(pixels[..., colours:], height=height, width=width)
+  return np.concatenate([restored, alpha], axis=2)
+
+
+def check_size(
+  suffix: str, height: int, width: int, *, max_pixels: int
+) -> None:
+  """Raises ImageError if a result is too large to be written.
+
+  Args:
+    suffix: Of the file to write.
+    height: Of the result, pixels.
+    width: Of the result, pixels.
+    max_pixels: Largest picture to be written.
+  """
+  size = f'its result has {width}x{height} pixels'
+  if height * width > max_pixels:
+    raise ImageError(
+      f'{size}, more than {max_pixels:,}; raise --max_pixels to allow it'
+    )
+  longest = _MAX_SIDES.get(suffix, math.inf)
+  if max(height, width) > longest:
+    raise ImageError(
+      f'{size}, and {suffix} holds at most {longest} a side; use --ext png'
+    )
 
 
 def write(path: Path, picture: Picture) -> None:
@@ -252,7 +315,8 @@ def write(path: Path, picture: Picture) -> None:
     picture: The picture. Its metadata are kept, and it is stored without loss
       if it was before, unless as JPEG.
   """
-  suffix, pixels, kept = path.suffix, picture.pixels, picture.metadata
+  suffix, pixels = path.suffix, picture.pixels
+  kept = _with_size(picture.metadata, *pixels.shape[:2])
   partial = path.with_name(f'{path.name}.tmp')
   try:
     with partial.open('wb') as file:
@@ -271,6 +335,46 @@ def write(path: Path, picture: Picture) -> None:
     os.replace(partial, path)
   finally:
     partial.unlink(missing_ok=True)
+
+
+def _with_size(
+  metadata: dict[str, Any], height: int, width: int
+) -> dict[str, Any]:
+  """Returns metadata in which sizes that are stated are right."""
+  kept = dict(metadata)
+  if 'exif' in kept:
+    kept['exif'] = _exif_with_size(kept['exif'], height, width)
+  if 'xmp' in kept:
+    xmp = _XMP_WIDTH.sub(rb'\g<1>%d' % width, kept['xmp'])
+    kept['xmp'] = _XMP_HEIGHT.sub(rb'\g<1>%d' % height, xmp)
+  return kept
+
+
+def _exif_with_size(exif: bytes, height: int, width: int) -> bytes:
+  """Returns EXIF as it is, but for the size.
+
+  It is not encoded anew, since makers' notes count from its beginning.
+  """
+  sizes = dict.fromkeys(_EXIF_WIDTHS, width)
+  sizes |= dict.fromkeys(_EXIF_HEIGHTS, height)
+  patched = bytearray(exif)
+  origin = len(b'Exif\0\0') if exif.startswith(b'Exif') else 0
+  order = '<' if exif[origin : origin + 2] == b'II' else '>'
+  entry = struct.Struct(f'{order}HHII')  # Tag, type, count, value.
+  try:
+    directories = list(struct.unpack_from(f'{order}I', exif, origin + 4))
+    for start in directories:
+      (count,) = struct.unpack_from(f'{order}H', exif, origin + start)
+      first = origin + start + 2
+      for place in range(first, first + entry.size * count, entry.size):
+        tag, _, _, value = entry.unpack_from(exif, place)
+        if tag in sizes:  # As LONG, since SHORT ends at 65535.
+          entry.pack_into(patched, place, tag, TiffTags.LONG, 1, sizes[tag])
+        elif tag == ExifTags.IFD.Exif and len(directories) == 1:
+          directories.append(value)
+  except struct.error:  # It is damaged from there on.
+    pass
+  return bytes(patched)
 
 
 def _png16(pixels: np.ndarray, kept: dict[str, Any]) -> bytes:

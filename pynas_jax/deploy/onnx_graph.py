@@ -162,6 +162,8 @@ class _Graph:
     name, params = eqn.primitive.name, eqn.params
     inner = params.get('call_jaxpr', params.get('jaxpr'))
     if inner is not None:
+      if params.get('name') == 'leaky_relu':  # nn.leaky_relu.
+        return [self.add('LeakyRelu', args[0], alpha=float(args[1]))]
       if len(args) == 2 and np.ndim(args[1]) == 3:  # ops.depthwise_conv2d.
         kernel = args[1][:, :, None]
         pads = [kernel.shape[0] // 2] * 4

@@ -27,6 +27,7 @@ from pynas_jax.deploy.backends import Program
 from pynas_jax.deploy.release import Card
 from pynas_jax.deploy.release import LoadError
 from pynas_jax.genotype import Genotype
+from pynas_jax.genotype import HinasGenotype
 from pynas_jax.genotype import PyramidGenotype
 from pynas_jax.spaces import base
 from pynas_jax.spaces import dmphn
@@ -136,7 +137,9 @@ class Restorer:
     Only then a tile with margins is restored as in the whole image.
     """
     g = self.genotype
-    return isinstance(g, PyramidGenotype) and g.scheme == (1,)
+    return isinstance(g, HinasGenotype) or (
+      isinstance(g, PyramidGenotype) and g.scheme == (1,)
+    )
 
   def compile(
     self, shape: tuple[int, int, int, int], dtype: Any = np.uint8

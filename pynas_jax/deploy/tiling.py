@@ -1,11 +1,12 @@
 """Frames too large for the memory: restored in tiles that overlap.
 
-Images are uint8 or float32 [H, W, 3]. A tile sees `pad` pixels around the part
-that it restores. Where that is all that the network looks at, tiles change
-nothing: this holds for one scale of convolutions, whose reach the genotype
-tells. Patches are cut at fractions of the frame and channel attention averages
-over it, so that other networks see something else in a tile; there, neighbours
-fade into each other.
+Images are uint8 or float32 [H, W, 3]; super-resolution returns them `scale`
+times as high and wide. A tile sees `pad` pixels around the part that it
+restores; all sizes are in pixels of the input. Where that is all that the
+network looks at, tiles change nothing: this holds for one scale of
+convolutions, whose reach the genotype tells. Patches are cut at fractions of
+the frame and channel attention averages over it, so that other networks see
+something else in a tile; there, neighbours fade into each other.
 """
 
 from __future__ import annotations
@@ -64,6 +65,8 @@ def context_of(genotype: Genotype) -> Context:
   True
   """
   space = space_of(genotype)
+  if hasattr(space, 'reach'):
+    return Context(space.reach(genotype), 1, 4 * space.values(genotype))
   if not hasattr(space, 'layers'):
     return Context(None, ALIGN, UNKNOWN_BYTES)
   groups = space.layers(genotype, height=_SIDE, width=_SIDE)
@@ -118,24 +121,17 @@ def _up(size: int, align: int) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class _Span:
-  """A tile along one axis: what it sees, and which of it is used."""
+  """A tile along one axis."""
 
-  start: int
-  stop: int
-  first: int  # The used part; its first `fade` pixels fade in.
-  last: int
-  fade: int
-
-  @property
-  def seen(self) -> slice:
-    return slice(self.start, self.stop)
-
-  @property
-  def used(self) -> slice:
-    return slice(self.first - self.start, self.last - self.start)
+  seen: slice  # Of the image.
+  used: slice  # Of the tile once it is restored.
+  written: slice  # Of the restored image.
+  fade: int  # Pixels of it that fade in over what is there.
 
 
-def _spans(size: int, *, tile: int, pad: int, fade: int) -> list[_Span]:
+def _spans(
+  size: int, *, tile: int, pad: int, fade: int, scale: int
+) -> list[_Span]:
   """Cuts an axis into tiles that all see equally much."""
   seen = min(tile + 2 * pad, size)
   spans = []
@@ -144,25 +140,30 @@ def _spans(size: int, *, tile: int, pad: int, fade: int) -> list[_Span]:
     last = min(first + tile + fade // 2, size)
     before = fade // 2 if first else 0
     spans.append(
-      _Span(start, start + seen, first - before, last, 2 * before)
+      _Span(
+        seen=slice(start, start + seen),
+        used=slice(scale * (first - before - start), scale * (last - start)),
+        written=slice(scale * (first - before), scale * last),
+        fade=2 * scale * before,
+      )
     )
     if last == size:
       break
   return spans
 
 
-def _put(target: np.ndarray, part: np.ndarray, span: _Span) -> None:
-  """Writes along the first axis; the beginning fades in over what is there."""
-  fade = min(span.fade, len(part))
-  if fade:
-    weight = ((np.arange(fade) + 0.5) / span.fade).astype(np.float32)
+def _put(target: np.ndarray, part: np.ndarray, fade: int) -> None:
+  """Writes a tile, whose beginning along the first axis fades in."""
+  covered = min(fade, len(part))
+  if covered:
+    weight = ((np.arange(covered) + 0.5) / fade).astype(np.float32)
     weight = weight.reshape(-1, *[1] * (part.ndim - 1))
-    old = target[span.first : span.first + fade].astype(np.float32)
-    mixed = old + weight * (part[:fade].astype(np.float32) - old)
+    old = target[:covered].astype(np.float32)
+    mixed = old + weight * (part[:covered].astype(np.float32) - old)
     if part.dtype == np.uint8:
       mixed = np.rint(mixed)
-    target[span.first : span.first + fade] = mixed
-  target[span.first + fade : span.last] = part[fade:]
+    target[:covered] = mixed
+  target[covered:] = part[covered:]
 
 
 def tiled(
@@ -173,22 +174,24 @@ def tiled(
   pad: int,
   fade: int = 0,
   align: int = 1,
+  scale: int = 1,
   on_tile: Callable[[int, int], None] = lambda done, total: None,
 ) -> np.ndarray:
   """Restores an image in tiles of one size.
 
   Args:
-    restore: [h, w, 3] -> [h, w, 3], of the same type.
+    restore: [h, w, 3] -> [scale * h, scale * w, 3], of the same type.
     image: u8[H, W, 3] or f32[H, W, 3].
     tile: Side of the part that a tile restores, pixels; made a multiple of
       `align`, as is `pad`.
     pad: Pixels around it that the network sees as well.
     fade: Pixels over which neighbours fade into each other, up to `2 * pad`.
     align: The stride of the network.
+    scale: Factor by which it enlarges.
     on_tile: Is told the tiles done, and all.
 
   Returns:
-    The restored image, of the same shape and type.
+    The restored image, [scale * H, scale * W, 3] of the same type.
   """
   chex.assert_shape(image, (None, None, 3))
   tile, pad = _up(tile, align), _up(pad, align)
@@ -199,24 +202,29 @@ def tiled(
   if np.any(fill):
     image = np.pad(image, fill, mode='reflect')
   rows, columns = (
-    _spans(size, tile=tile, pad=pad, fade=fade) for size in image.shape[:2]
+    _spans(size, tile=tile, pad=pad, fade=fade, scale=scale)
+    for size in image.shape[:2]
   )
-  restored = np.empty_like(image)
+  shape = (scale * image.shape[0], scale * image.shape[1], 3)
+  restored = np.empty(shape, image.dtype)
   done = itertools.count(1)
   for row in rows:
-    band = np.empty_like(image[row.first : row.last]).swapaxes(0, 1)
+    band = np.empty_like(restored[row.written]).swapaxes(0, 1)
     for column in columns:
       part = restore(image[row.seen, column.seen])[row.used, column.used]
-      _put(band, part.swapaxes(0, 1), column)
+      _put(band[column.written], part.swapaxes(0, 1), column.fade)
       on_tile(next(done), len(rows) * len(columns))
-    _put(restored, band.swapaxes(0, 1), row)
-  return restored[:height, :width]
+    _put(restored[row.written], band.swapaxes(0, 1), row.fade)
+  return restored[: scale * height, : scale * width]
 
 
 class Tiler:
   """A network for frames of any size: whole where they fit, else in tiles.
 
   What it does is told once, as is by how much tiles change the picture.
+
+  Attributes:
+    scale: Factor by which it enlarges.
   """
 
   def __init__(
@@ -231,13 +239,14 @@ class Tiler:
     """Wraps a network.
 
     Args:
-      restore: The network, [H, W, 3] -> [H, W, 3].
+      restore: The network, [H, W, 3] -> [scale * H, scale * W, 3].
       genotype: Its architecture.
       tile: Side of the tiles, pixels; 0 is the whole frame, or the largest
         tiles for which there is memory.
       pad: Pixels around a tile; None is as many as the network looks at.
       say: Is told what is done.
     """
+    self.scale = genotype.scale
     self._restore = restore
     self._context = context_of(genotype)
     self._tile, self._say = tile, say
@@ -274,6 +283,7 @@ class Tiler:
     return tiled(
       self._restore, image, tile=tile, pad=self._pad, on_tile=on_tile,
       fade=0 if self._exact else self._pad, align=self._context.align,
+      scale=self.scale,
     )  # fmt: skip
 
   def _tell(self, image: np.ndarray, tile: int) -> None:

@@ -1,9 +1,10 @@
 """Video files, in and out, by PyAV: frames are restored, the rest is kept.
 
-Frames are uint8 [H, W, 3] or, of video deeper than 8 bits, uint16. Kept are
-their number and times, the kind of pixels, the colours' matrix and range, and
-the sound, packet by packet. What a phone turned is written upright. Decoding,
-restoring and encoding each have a thread; few frames are in memory at a time.
+Frames are uint8 [H, W, 3] or, of video deeper than 8 bits, uint16; restored
+ones may be larger, all by the same factor. Kept are their number and times, the
+kind of pixels, the colours' matrix and range, and the sound, packet by packet.
+What a phone turned is written upright. Decoding, restoring and encoding each
+have a thread; few frames are in memory at a time.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ SUFFIXES = (
 _OUTPUT = {'.mkv': '.mkv', '.webm': '.mkv', '.mov': '.mov', '.m4v': '.m4v'}
 _MUXERS = {'.mkv': 'matroska', '.mov': 'mov', '.m4v': 'mp4', '.mp4': 'mp4'}
 _CODEC = 'libx264'
+_MAX_SIDE = 16_384  # Pixels, of its frames.
 # Hardly to be told from the frames, and encoded faster than they are restored.
 _OPTIONS = {'crf': '16', 'preset': 'veryfast'}
 # Without the last two, FFmpeg darkens a frame by a level on its way to RGB and
@@ -43,7 +45,10 @@ _EXACT = (
   | Interpolation.ACCURATE_RND
   | Interpolation.FULL_CHR_H_INT
 )
-_BT709, _LIMITED, _FULL = 1, 1, 2  # FFmpeg's numbers: a matrix, two ranges.
+# FFmpeg's numbers: matrices and ranges.
+_BT709, _UNSPECIFIED, _BT601 = 1, 2, 6
+_LIMITED, _FULL = 1, 2
+_MAX_BT601 = (576, 1279)  # Height and width.
 # FFmpeg's number of a matrix -> PyAV's, where they differ.
 _MATRICES = {6: 5}
 SLACK = 1.0  # Seconds of a video's stated length that need not be there.
@@ -75,9 +80,14 @@ class Report:
 
 @dataclasses.dataclass(frozen=True)
 class _Look:
-  """How frames are stored: pixels, and FFmpeg's numbers of their colours."""
+  """How frames are stored: pixels, and FFmpeg's numbers of their colours.
+
+  Attributes:
+    turned: Whether what is shown has height and width exchanged.
+  """
 
   format: av.VideoFormat
+  turned: bool
   matrix: int
   range: int
   primaries: int
@@ -86,13 +96,17 @@ class _Look:
   @classmethod
   def of(cls, frame: av.VideoFrame) -> _Look:
     matrix, range_ = frame.colorspace, frame.color_range
+    small = frame.height <= _MAX_BT601[0] and frame.width <= _MAX_BT601[1]
+    if matrix == _UNSPECIFIED and small:
+      matrix = _BT601  # As players guess, but not once it is enlarged.
     if frame.format.is_rgb:
       matrix, range_ = _BT709, _LIMITED
     elif len(frame.format.components) == 1:
       range_ = _FULL  # FFmpeg takes gray for that, whatever it is tagged.
     return cls(
-      frame.format, matrix, range_, frame.color_primaries, frame.color_trc
-    )
+      frame.format, bool(frame.rotation % 180), matrix, range_,
+      frame.color_primaries, frame.color_trc,
+    )  # fmt: skip
 
   @property
   def deep(self) -> bool:
@@ -360,6 +374,11 @@ class _Encoder:
     """Returns the stream for frames like the first one."""
     height, width = first.image.shape[:2]
     source, look = self._source, first.look
+    if max(height, width) > _MAX_SIDE:
+      raise VideoError(
+        f'its frames become {width}x{height} pixels, and H.264 holds at most '
+        f'{_MAX_SIDE} a side; make it smaller before'
+      )
     video = self._output.add_stream(
       _CODEC, rate=self._rate or source.average_rate or 25, options=_OPTIONS
     )
@@ -371,8 +390,7 @@ class _Encoder:
     context.color_primaries, context.color_trc = look.primaries, look.transfer
     shape = source.sample_aspect_ratio
     if shape and shape != 1:
-      turned = (width < height) != (source.width < source.height)
-      context.sample_aspect_ratio = 1 / shape if turned else shape
+      context.sample_aspect_ratio = 1 / shape if look.turned else shape
     return video
 
 
@@ -391,7 +409,8 @@ def restore_video(
   Args:
     source: The video.
     target: The new file; written under another name until it is whole.
-    enhance: Restores a frame, u8 or u16[H, W, 3].
+    enhance: Restores a frame, u8 or u16[H, W, 3], to one of the same type and
+      of any size, but the same for all.
     fps: Frames a second of the new video, which then has no sound; None keeps
       the times of the frames.
     start: Where to begin, seconds.
@@ -461,6 +480,13 @@ def restore_raw(
   width: int,
 ) -> int:
   """Restores raw frames of a pipe: rgb24, row by row, one after the other.
+
+  Args:
+    source: The pipe that they come from.
+    target: The pipe that they go to, in the size that `enhance` returns.
+    enhance: Restores a frame, u8[H, W, 3].
+    height: Of the frames that come, pixels.
+    width: Of the frames that come, pixels.
 
   Returns:
     The number of frames.

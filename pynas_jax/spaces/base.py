@@ -79,6 +79,16 @@ class Space(Protocol):
   ) -> tuple[int, int]:
     """Returns (parameters, multiply-adds for one image of that size)."""
 
+  # What follows is for tiles of networks that keep one resolution throughout,
+  # and none of other spaces.
+
+  def reach(self, genotype: Genotype) -> int:
+    """Returns how far to each side a pixel depends on others, in pixels."""
+
+  def values(self, genotype: Genotype) -> int:
+    """Returns the numbers that the largest layer reads and writes, per pixel.
+    """
+
   # What follows is for `search.cost`, and none of a space without.
 
   def layers(

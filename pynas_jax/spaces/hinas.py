@@ -231,6 +231,34 @@ class Hinas:
     )  # fmt: skip
 
   @staticmethod
+  def multiple(genotype: HinasGenotype) -> tuple[int, int]:
+    del genotype
+    return 1, 1
+
+  @staticmethod
+  def reach(genotype: HinasGenotype) -> int:
+    def operator(name):
+      if name in modules.CONVS:
+        size, dilation = modules.CONVS[name]
+        return dilation * (size // 2)
+      size = modules.SEPARABLE.get(name, 1)
+      return genotype.sep_repeats * (size // 2)
+
+    earlier, before = 1, 2  # Two convolutions of 3x3.
+    for cell in genotype.cells:
+      states = [before, earlier]
+      for node in cell:
+        states.append(max(states[k] + operator(name) for k, name in node))
+      earlier, before = before, max(states[2:])
+    return before + 2  # Likewise; bicubic enlarging reaches no further.
+
+  @staticmethod
+  def values(genotype: HinasGenotype) -> int:
+    nodes = len(genotype.cells[0]) * max(genotype.widths)
+    # Start and end, a cell's output, and what is added to the enlarged image.
+    return 2 * max(genotype.stem_width, nodes, 3 * genotype.scale**2)
+
+  @staticmethod
   def count(
     genotype: HinasGenotype, *, height: int, width: int
   ) -> tuple[int, int]:
