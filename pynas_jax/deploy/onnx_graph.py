@@ -168,6 +168,13 @@ class _Graph:
         kernel = args[1][:, :, None]
         pads = [kernel.shape[0] // 2] * 4
         return [self._conv(args[0], kernel, kernel.shape[-1], pads=pads)]
+      if len(args) == 2 and np.ndim(args[1]) == 4:  # ops.conv2d.
+        # Without the channel that it may add for XLA's sake.
+        conv = next(
+          eqn for eqn in inner.eqns
+          if eqn.primitive.name == 'conv_general_dilated'
+        )  # fmt: skip
+        return [self._conv_general_dilated(conv, *args)]
       return self.walk(inner.jaxpr, inner.consts, args)
     if name == 'broadcast_in_dim' and (
       isinstance(args[0], str)
