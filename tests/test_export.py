@@ -63,6 +63,21 @@ def test_onnx_runs_in_its_runtime(model, restorer, size, tmp_path, capsys):
   assert told == (size == 'dynamic')
 
 
+@pytest.mark.parametrize('size', SIZES)
+@pytest.mark.parametrize('kind', ['onnx', 'saved', 'openvino', 'stablehlo'])
+def test_networks_that_enlarge_are_written(kind, size, tmp_path):
+  for library in ('onnxruntime', 'openvino', 'flatbuffers'):
+    pytest.importorskip(library)
+  genotype = genotype_lib.HinasGenotype(
+    cells=((((0, 'conv_3x3'), (1, 'skip')),),), levels=(0,), width=4,
+    stem_width=4, scale=2,
+  )  # fmt: skip
+  module = space_of(genotype).network(genotype)
+  params = base.init_params(jax.random.key(0), module)
+  model = Restorer(genotype, params).save_pretrained(tmp_path / 'net')
+  assert run(model, tmp_path / 'n', f'--format={kind}', f'--size={size}') == 0
+
+
 def test_openvino_runs_in_its_runtime(model, restorer, tmp_path):
   pytest.importorskip('openvino')
   flags = '--format=openvino', '--size=35x51', '--image=float32'

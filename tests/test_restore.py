@@ -261,12 +261,15 @@ def test_results_too_large_are_refused_before_any_work(
     images.check_size('.webp', 2, 20_000, max_pixels=40_000)
 
 
-def test_what_enlarges_runs_without_a_backend_named(networks, tmp_path):
+@pytest.mark.parametrize('backend', ['auto', 'onnxruntime', 'openvino'])
+def test_every_runtime_enlarges(networks, backend, tmp_path):
   Image.fromarray(smooth(*SIZE)).save(tmp_path / 'a.png')
   args = ['-i', tmp_path / 'a.png', '-o', tmp_path / 'out']
-  args += ['--model_path', networks[2].folder]
+  args += ['--model_path', networks[2].folder, '--backend', backend]
   assert restore.main(list(map(str, args))) == 0
-  assert run(*args, '--backend', 'onnxruntime', '--overwrite') == 2
+  found = np.array(Image.open(tmp_path / 'out' / 'a_out.png'), int)
+  wanted = networks[2].restorer(smooth(*SIZE))
+  np.testing.assert_allclose(found, wanted, atol=1)
 
 
 # Videos.

@@ -149,16 +149,8 @@ def export_onnx(
     dtype: Of images, uint8 or float32.
     size: Height and width of one image in pixels. By default the graph is for
       batches of any size, in multiples; it comes from the cache if it can.
-
-  Raises:
-    BackendError: If the network enlarges.
   """
   onnx_graph = need('pynas_jax.deploy.onnx_graph')
-  if network.genotype.scale > 1:
-    raise BackendError(
-      f'The genotype has scale {network.genotype.scale}; expected 1, as '
-      "enlarging has no ONNX graph here. Use backend 'xla'."
-    )
 
   def convert():
     space = space_of(network.genotype)
@@ -206,7 +198,7 @@ def _padded(
   run: Callable[[np.ndarray], np.ndarray],
 ) -> Program:
   """Returns the program of a graph whose sizes are multiples."""
-  _, h, w, _ = shape
+  h, w = (network.genotype.scale * size for size in shape[1:3])
   pads = [(0, new - old) for old, new in
           zip(shape, padded_shape(network, shape), strict=True)]  # fmt: skip
   return Program(

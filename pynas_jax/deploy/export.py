@@ -106,8 +106,10 @@ def _compare(network, run: Run, size, dtype) -> dict[str, float]:
     size = tuple(
       math.ceil(n / m) * m for n, m in zip(OPEN_SIZE, multiple, strict=True)
     )
-  sharp = backends.photograph(*size)
+  scale = network.genotype.scale
+  sharp = backends.photograph(*(scale * n for n in size))
   blurry = sum(np.roll(sharp, shift, 2) for shift in range(5)) / 5
+  blurry = blurry[:, ::scale, ::scale]
   exact = dataclasses.replace(network, dtype='float32')
   unit = 255 if dtype == np.uint8 else 1
   image = np.round(blurry * unit).astype(dtype)

@@ -74,7 +74,7 @@ def to_onnx(
       the size of the batch are open.
 
   Returns:
-    The graph, from `image` to `restored`, both [batch, height, width, 3].
+    The graph, from `image` to `restored`, [batch, height, width, 3].
 
   Raises:
     ConversionError: If the network holds an unknown operation.
@@ -94,10 +94,16 @@ def to_onnx(
     helper.make_node('Transpose', [last], [OUTPUT], perm=(0, 2, 3, 1))
   )
   kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
-  dimensions = shape[:3] if size else DIMENSIONS
+  restored = closed.out_avals[0].shape
+  if size:
+    dimensions = (shape[:3], restored[:3])
+  elif restored == shape:
+    dimensions = (DIMENSIONS, DIMENSIONS)
+  else:  # It enlarges.
+    dimensions = (DIMENSIONS, (DIMENSIONS[0], 'new_height', 'new_width'))
   infos = [
-    helper.make_tensor_value_info(name, kind, [*dimensions, 3])
-    for name in (INPUT, OUTPUT)
+    helper.make_tensor_value_info(name, kind, [*own, 3])
+    for name, own in zip((INPUT, OUTPUT), dimensions, strict=True)
   ]
   model = helper.make_model(
     helper.make_graph(
@@ -268,12 +274,16 @@ class _Graph:
     return self.add('Split', x, sizes, axis=axis, outputs=len(eqn.outvars))
 
   def _slice(self, eqn, x):
-    starts, limits = eqn.params['start_indices'], eqn.params['limit_indices']
-    # From the end, as sizes may be open.
-    ends = [
-      int(limit - size) or np.iinfo(np.int64).max
-      for limit, size in zip(limits, eqn.invars[0].aval.shape, strict=True)
-    ]
+    shape = eqn.invars[0].aval.shape
+    starts, ends = (
+      [
+        # From the end, where sizes are open.
+        place if isinstance(place, int)
+        else int(place - size) or np.iinfo(np.int64).max
+        for place, size in zip(eqn.params[name], shape, strict=True)
+      ]
+      for name in ('start_indices', 'limit_indices')
+    )  # fmt: skip
     # Height and width; the batch is open and channels are split, not sliced.
     parts = [self.constant(part, np.int64)
              for part in (starts[1:3], ends[1:3], (2, 3))]  # fmt: skip
