@@ -60,23 +60,32 @@ def _conv2d_forward(x, kernel, dilation, pad):
 
 def _conv2d_backward(dilation, pad, saved, grad):
   x, kernel = saved
-  size = kernel.shape[0]
+  size, _, c_in, c_out = kernel.shape
   if pad is None:
     pad = dilation * (size // 2)
+  other_pad = dilation * (size - 1) - pad
   flipped = kernel[::-1, ::-1].swapaxes(2, 3)
-  x_grad = conv2d(grad, flipped, dilation, dilation * (size - 1) - pad)
+  x_grad = conv2d(grad, flipped, dilation, other_pad)
   if size == 1:  # A product of matrices.
     pixels = (0, 1, 2)
     kernel_grad = lax.dot_general(x, grad, ((pixels, pixels), ((), ())))
     return x_grad, kernel_grad[None, None]
+
   # dW[i, j] = sum over images and pixels of x shifted by the tap, times grad:
   # a convolution whose batch is C and whose kernel is the gradient. The
   # explicit transposes are what XLA:CPU's fast path asks for.
-  kernel_grad = lax.conv_general_dilated(
-    x.transpose(3, 1, 2, 0), grad.transpose(1, 2, 0, 3),
-    (dilation, dilation), [(pad, pad)] * 2, dimension_numbers=_DIMENSIONS,
-  )  # fmt: skip
-  return x_grad, kernel_grad.transpose(1, 2, 0, 3)
+  def correlate(images, kernels, pad):
+    return lax.conv_general_dilated(
+      images.transpose(3, 1, 2, 0), kernels.transpose(1, 2, 0, 3),
+      (dilation, dilation), [(pad, pad)] * 2, dimension_numbers=_DIMENSIONS,
+    )  # fmt: skip
+
+  # Or the other way round: x slides over the gradient. It is fast where the
+  # kernel has the more channels, and is not larger than the image.
+  if c_out < c_in or size % 2 == 0:
+    kernel_grad = correlate(grad, x, other_pad)[:, ::-1, ::-1]
+    return x_grad, kernel_grad.transpose(1, 2, 3, 0)
+  return x_grad, correlate(x, grad, pad).transpose(1, 2, 0, 3)
 
 
 conv2d.defvjp(_conv2d_forward, _conv2d_backward)
