@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -265,6 +266,107 @@ def test_any_size_starts_as_bicubic_enlarging(scale, size):
   assert restored.shape == (1, scale * size[0], scale * size[1], 3)
   flat = base.apply(network, params, jnp.full((1, *size, 3), 0.25))
   np.testing.assert_allclose(flat, 0.25, atol=1e-6)
+
+
+# Open cells.
+
+
+class Edge(nn.Module):
+  """The weighted sum of all candidates, each by a module of its own."""
+
+  repeats: int
+
+  @nn.compact
+  def __call__(self, x, weights):
+    return sum(
+      weight * modules.Operator(name, self.repeats, False, name=name)(x)
+      for name, weight in zip(
+        genotype_lib.HINAS_OPERATORS, weights, strict=True
+      )
+    )
+
+
+class CellByEdge(nn.Module):
+  """What an open cell computes, written edge by edge."""
+
+  nodes: int
+  repeats: int
+
+  @nn.compact
+  def __call__(self, before, earlier, weights):
+    states, rows = [before, earlier], iter(weights)
+    for i in range(self.nodes):
+      states.append(
+        sum(
+          Edge(self.repeats, name=f'node{i}_from{k}')(state, next(rows))
+          for k, state in enumerate(states)
+        )
+      )
+    return jnp.concatenate(states[2:], axis=-1)
+
+
+@pytest.mark.parametrize(('nodes', 'repeats'), [(1, 1), (2, 2), (3, 1)])
+def test_open_cell_is_the_sum_of_its_edges(nodes, repeats):
+  rng = np.random.default_rng(0)
+  normal = lambda *shape: rng.standard_normal(shape).astype(np.float32)  # noqa: E731
+  inputs = normal(2, 2, 2, 6, 5, 3)  # For two devices.
+  weights = normal(modules.num_edges(nodes), 7)
+  reference = CellByEdge(nodes, repeats)
+  cell = modules.Cell(genotype_lib.HINAS_OPERATORS, nodes, repeats)
+  variables, fresh = (
+    module.init(KEY, *inputs[0], weights) for module in (reference, cell)
+  )
+  jax.tree.map(np.testing.assert_array_equal, variables, fresh)
+  variables[base.STATISTICS] = jax.tree.map(
+    lambda leaf: 1 + np.abs(normal(*leaf.shape)), variables[base.STATISTICS]
+  )
+  factors = normal(2, 6, 5, nodes * 3)
+
+  def results(module):
+    """Output, statistics, gradients; and the output out of training."""
+
+    def loss(variables, weights, x):
+      output, learnt = module.apply(
+        variables, *x, weights, mutable=[base.STATISTICS]
+      )
+      return (factors * output).sum(), (output, learnt)
+
+    learning = jax.vmap(
+      jax.value_and_grad(loss, (0, 1, 2), has_aux=True), (None, None, 0),
+      axis_name=parallel.AXIS,
+    )  # fmt: skip
+    return (
+      jax.jit(learning)(variables, weights, inputs),
+      jax.jit(module.apply)(variables, *inputs[0], weights),
+    )
+
+  def assert_close(a, b):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(a).max())
+
+  jax.tree.map(assert_close, results(reference), results(cell))
+
+
+def num_equations(jaxpr):
+  inner = (
+    getattr(leaf, 'jaxpr', leaf)
+    for equation in jaxpr.eqns
+    for leaf in jax.tree.leaves(
+      equation.params, is_leaf=lambda leaf: hasattr(leaf, 'eqns')
+    )
+  )
+  return len(jaxpr.eqns) + sum(
+    num_equations(leaf) for leaf in inner if hasattr(leaf, 'eqns')
+  )
+
+
+def test_the_graph_of_a_cell_is_small():
+  """Edge by edge there are over 10 000 equations, and XLA takes too long."""
+  cell = modules.Cell(genotype_lib.HINAS_OPERATORS, nodes=4, repeats=1)
+  x, weights = jnp.zeros((1, 4, 4, 2)), jnp.zeros((14, 7))
+  variables = jax.eval_shape(cell.init, KEY, x, x, weights)
+  loss = lambda *args: cell.apply(*args).sum()  # noqa: E731
+  graph = jax.make_jaxpr(jax.grad(loss))(variables, x, x, weights)
+  assert num_equations(graph.jaxpr) < 4000
 
 
 # Genotypes.

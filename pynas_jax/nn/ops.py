@@ -138,10 +138,12 @@ def depthwise_conv2d(x: jax.Array, kernel: jax.Array) -> jax.Array:
   size = kernel.shape[0]
   h, w = x.shape[1:3]
   padded = _pad_spatially(x, size)
+  # Split at once: large graphs of many taps take minutes to compile.
+  factors = jnp.split(kernel.reshape(size * size, 1, 1, -1), size * size)
   taps = itertools.product(range(size), repeat=2)
   return sum(
-    padded[:, i : i + h, j : j + w] * kernel[i, j][None, None, None]
-    for i, j in taps
+    padded[:, i : i + h, j : j + w] * factor
+    for (i, j), factor in zip(taps, factors, strict=True)
   )
 
 

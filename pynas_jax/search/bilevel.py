@@ -162,10 +162,11 @@ def make_weight_step(
     updates, weight_opt = tx.update(grads, state.weight_opt, state.params)
     params = optax.apply_updates(state.params, updates)
 
-    sampled = space.sampled(params, stage, gates)
-    params, weight_opt = keep_unsampled(
-      (params, weight_opt), (state.params, state.weight_opt), sampled
-    )
+    if s.estimator != 'mixture':
+      sampled = space.sampled(params, stage, gates)
+      params, weight_opt = keep_unsampled(
+        (params, weight_opt), (state.params, state.weight_opt), sampled
+      )
     state = state.replace(
       step=state.step + 1, params=params | statistics, weight_opt=weight_opt
     )

@@ -20,6 +20,8 @@ leaves open:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+import functools
+from typing import Any
 
 import chex
 from flax import linen as nn
@@ -90,19 +92,35 @@ class Norm(nn.Module):
 
 
 class Conv(nn.Module):
-  """Convolution without bias, before a batch norm."""
+  """Convolution without bias, before a batch norm.
+
+  Attributes:
+    features: Channels out, of all groups.
+    kernel_size: In pixels.
+    dilation: Distance between kernel taps, in pixels.
+    groups: That the channels fall into; one unless the kernel is 1x1.
+    dtype: Of the arithmetic.
+  """
 
   features: int
   kernel_size: int = 1
   dilation: int = 1
+  groups: int = 1
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
+    c_in = x.shape[-1] // self.groups
+    shape = (self.kernel_size, self.kernel_size, c_in, self.features)
     kernel = self.param('kernel', KERNEL_INIT, shape)
     x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
-    return ops.conv2d(x, kernel, self.dilation)
+    if self.groups == 1:
+      return ops.conv2d(x, kernel, self.dilation)
+    y = jnp.einsum(
+      'bhwgc,cgd->bhwgd', x.reshape(*x.shape[:-1], self.groups, c_in),
+      kernel.reshape(c_in, self.groups, -1),
+    )  # fmt: skip
+    return y.reshape(*x.shape[:-1], self.features)
 
 
 class Link(nn.Module):
@@ -126,38 +144,53 @@ class Operator(nn.Module):
     repeats: Times that a separable convolution is done.
     affine: Of its batch norm.
     dtype: Of the arithmetic.
+    places: Edges that it is on, with one input. Each has its own variables,
+      side by side in the last axis, as are the outputs.
   """
 
   operator: str
   repeats: int
   affine: bool
   dtype: jnp.dtype = jnp.float32
+  places: int = 1
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
+    """Applies the operator.
+
+    Args:
+      x: [B, H, W, C].
+
+    Returns:
+      [B, H, W, places * C].
+    """
+    features = self.places * x.shape[-1]
+    if self.operator in CONVS:
+      size, dilation = CONVS[self.operator]
+      x = nn.leaky_relu(x, SLOPE)
+      x = Conv(features, size, dilation, dtype=self.dtype, name='conv')(x)
+      return Norm(self.affine, self.dtype, name='bn')(x)
+    if self.places > 1:
+      x = jnp.tile(x, self.places)
     if self.operator == 'skip':
       return x
     if self.operator == 'zero':
       return jnp.zeros_like(x)
-    features = x.shape[-1]
-    if self.operator in CONVS:
-      size, dilation = CONVS[self.operator]
-      x = nn.leaky_relu(x, SLOPE)
-      x = Conv(features, size, dilation, self.dtype, name='conv')(x)
-      return Norm(self.affine, self.dtype, name='bn')(x)
     size = SEPARABLE[self.operator]
     for i in range(self.repeats):
       shape = (size, size, features)
       kernel = self.param(f'depthwise{i}', _depthwise_init, shape)
       x = nn.leaky_relu(x, SLOPE)
       x = ops.depthwise_conv2d(x, kernel.astype(x.dtype))
-      x = Conv(features, dtype=self.dtype, name=f'pointwise{i}')(x)
+      x = Conv(
+        features, groups=self.places, dtype=self.dtype, name=f'pointwise{i}'
+      )(x)
       x = Norm(self.affine, self.dtype, name=f'bn{i}')(x)
     return x
 
 
-class MixedEdge(nn.Module):
-  """Weighted sum of all candidates (Eq. 2)."""
+class MixedEdges(nn.Module):
+  """Weighted sums of all candidates (Eq. 2), on all edges from one state."""
 
   candidates: Sequence[str]
   repeats: int
@@ -165,12 +198,24 @@ class MixedEdge(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, weights: jax.Array) -> jax.Array:
-    total = jnp.zeros_like(x)
-    for name, weight in zip(self.candidates, weights, strict=True):
+    """Applies the edges.
+
+    Args:
+      x: [B, H, W, C].
+      weights: f[edges, candidates].
+
+    Returns:
+      [B, H, W, edges * C].
+    """
+    factors = jnp.repeat(weights.T.astype(x.dtype), x.shape[-1], axis=1)
+    factors = factors[:, None, None, None]
+    total = jnp.zeros((*x.shape[:-1], factors.shape[-1]), x.dtype)
+    for name, factor in zip(self.candidates, factors, strict=True):
       if name != 'zero':
         # No factor per channel: the alphas say how much of it (code).
-        operator = Operator(name, self.repeats, False, self.dtype, name=name)
-        total += weight.astype(x.dtype) * operator(x)
+        total += factor * Operator(
+          name, self.repeats, False, self.dtype, len(weights), name=name
+        )(x)
     return total
 
 
@@ -213,25 +258,86 @@ class Cell(nn.Module):
     Returns:
       [B, H, W, nodes * C].
     """
-    states, row = [before, earlier], 0
-    for i in range(self.nodes):
-      if is_open(self.spec):
-        terms = []
-        for source, state in enumerate(states):
-          edge = MixedEdge(
-            self.spec, self.repeats, self.dtype, name=f'node{i}_from{source}'
-          )
-          terms.append(edge(state, weights[row]))
-          row += 1
-      else:
-        terms = [
-          FixedEdge(
-            operator, self.repeats, self.dtype, name=f'node{i}_from{source}'
-          )(states[source])
-          for source, operator in self.spec[i]
-        ]
+    if is_open(self.spec):
+      mixed = Cell._mixed
+      if not self.is_initializing():
+        # Variables are made and kept by edge, as found cells inherit them.
+        mixed = nn.map_variables(
+          mixed, ('params', base.STATISTICS), self._by_source, self._by_edge,
+          mutable=True,
+        )  # fmt: skip
+      return mixed(self, before, earlier, weights)
+    states = [before, earlier]
+    for i, inputs in enumerate(self.spec):
+      terms = [
+        FixedEdge(
+          operator, self.repeats, self.dtype, name=f'node{i}_from{source}'
+        )(states[source])
+        for source, operator in inputs
+      ]
       states.append(sum(terms))
     return jnp.concatenate(states[2:], axis=-1)
+
+  def _mixed(
+    self, before: jax.Array, earlier: jax.Array, weights: jax.Array
+  ) -> jax.Array:
+    """Source by source: XLA takes many minutes to compile it edge by edge.
+
+    A node is complete when all states before it have been added.
+    """
+    make = functools.partial(MixedEdges, self.spec, self.repeats, self.dtype)
+    features = before.shape[-1]
+    states, sums = [before, earlier], 0
+    for source in range(self.nodes + 1):
+      state, fed = states[source], self._fed_by(source)
+      rows = weights[jnp.array([num_edges(i) + source for i in fed])]
+      if self.is_initializing():
+        terms = [
+          make(name=f'node{i}_from{source}')(state, row[None])
+          for i, row in zip(fed, rows, strict=True)
+        ]
+        sums += jnp.concatenate(terms, axis=-1)
+      else:
+        sums += make(name=f'from{source}')(state, rows)
+      if source:
+        states.append(sums[..., :features])
+        sums = sums[..., features:]
+    return jnp.concatenate(states[2:], axis=-1)
+
+  def _fed_by(self, source: int) -> range:
+    """The nodes that a state is an input of."""
+    return range(max(source - 1, 0), self.nodes)
+
+  def _by_source(self, variables: Any) -> Any:
+    """Variables by collection and edge -> by collection and source."""
+
+    def stack(edges, source):
+      names = [f'node{i}_from{source}' for i in self._fed_by(source)]
+      return jax.tree.map(
+        lambda *leaves: jnp.concatenate(leaves, axis=-1),
+        *(edges.get(name, {}) for name in names),
+      )
+
+    return {
+      collection: {
+        f'from{source}': stack(edges, source)
+        for source in range(self.nodes + 1)
+      }
+      for collection, edges in variables.items()
+    }
+
+  def _by_edge(self, variables: Any) -> Any:
+    """The inverse of `_by_source`."""
+    result = {}
+    for collection, sources in variables.items():
+      edges = result[collection] = {}
+      for source in range(self.nodes + 1):
+        fed = self._fed_by(source)
+        leaves, structure = jax.tree.flatten(sources.get(f'from{source}', {}))
+        parts = (jnp.split(leaf, len(fed), axis=-1) for leaf in leaves)
+        for i, part in zip(fed, zip(*parts, strict=True), strict=False):
+          edges[f'node{i}_from{source}'] = structure.unflatten(part)
+    return result
 
 
 class Level(nn.Module):
