@@ -7,9 +7,9 @@
 
 `--train` is BSD500 for denoising, whose test images are scored, and a folder of
 photographs for super-resolution. At the paper's settings but for what the flags
-shorten; a batch, crop or width given is for search and training alike. With
-`--genotype` nothing is searched. Stopped, the same command goes on. What was
-found and scored is in results.json of the folder. See README.md.
+shorten; a crop or width given is for search and training alike, a batch for the
+training. With `--genotype` nothing is searched. Stopped, the same command goes
+on. What was found and scored is in results.json of the folder. See README.md.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def make_config(args: argparse.Namespace) -> ml_collections.ConfigDict:
     if value:
       c.hinas[name] = value
   if args.batch:
-    s.batch_size = t.batch_size = args.batch
+    t.batch_size = args.batch
   if args.crop:
     c.data.crop, c.data.eval_crop = args.crop, 4 * args.crop
   if args.adam:  # Sooner good in few steps than the paper's SGD.
@@ -121,7 +121,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
   add('--steps', type=int, default=400_000, help='of the training')
   add('--width', type=int, default=0, help="channels; 0 is the paper's")
   add('--stem_width', type=int, default=0, help='likewise')
-  add('--batch', type=int, default=0, help="crops; 0 is the paper's")
+  add('--batch', type=int, default=0, help="of the training; 0 is the paper's")
   add('--crop', type=int, default=0, help="pixels; 0 is the paper's")
   add('--adam', type=float, default=0.0, help='learning rate; 0 is SGD')
   add('--loss', default='', help="of the training; '' is the paper's")
