@@ -35,8 +35,8 @@ DATA = (
   'and on other photographs. See experiments/box.'
 )
 LIMITS = (
-  'Trained for minutes on a CPU: it takes off mild blur and leaves sharp '
-  'pictures alone. Strong motion blur stays.'
+  'Trained for an hour on one core of a CPU: it takes off mild blur and leaves '
+  'sharp pictures alone. Strong motion blur stays.'
 )
 GROUPS = {'pairs1': 'video, exposure 1', 'pairs2': 'video, exposure 2'}
 BLURRY = Path(pynas_jax.__file__).parent / 'data' / 'blurry' / 'girl.jpg'
