@@ -97,7 +97,7 @@ def test_the_box_learns_from_what_is_blurred_and_is_tested_on_all(tmp_path):
     np.uint8
   )
   for split in ('train', 'test'):
-    make_data.write_pairs(tmp_path / split / 'a', 'b', blurred, sharp)
+    make_data.write_pairs(tmp_path / split / 'a', 'b', blurred, sharp, 0.0)
   written = {
     split: sorted(p.name for p in (tmp_path / split / 'a/blur').iterdir())
     for split in ('train', 'test')

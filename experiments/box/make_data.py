@@ -45,9 +45,17 @@ def tiles(pixels: np.ndarray, size: int) -> Iterator[np.ndarray]:
 
 
 def write_pairs(
-  scene: Path, name: str, blurred: np.ndarray, sharp: np.ndarray
+  scene: Path, name: str, blurred: np.ndarray, sharp: np.ndarray, keep: float
 ) -> None:
-  """Writes the tiles of a pair; all of them if they are for testing."""
+  """Writes the tiles of a pair; all of them if they are for testing.
+
+  Args:
+    scene: Folder to write to.
+    name: Of the files.
+    blurred: u8[H, W, 3].
+    sharp: u8[H, W, 3].
+    keep: Part of the tiles beyond `BLUR_PSNR` that is written.
+  """
   split = scene.parent.name
   size = TILE if split == 'train' else TEST_CROP
   both = zip(tiles(blurred, size), tiles(sharp, size), strict=True)
@@ -57,7 +65,7 @@ def write_pairs(
     psnr = metrics.psnr(*images)[0]
     draw = hashlib.sha256(f'{scene.name}/{file}'.encode()).digest()[0] / 256
     if not (
-      split == 'test' or BLUR_PSNR[0] < psnr < BLUR_PSNR[1] or draw < KEPT_PART
+      split == 'test' or BLUR_PSNR[0] < psnr < BLUR_PSNR[1] or draw < keep
     ):
       continue
     for side, pixels in zip(('blur', 'sharp'), pair, strict=True):
@@ -66,7 +74,7 @@ def write_pairs(
       Image.fromarray(pixels).save(path, compress_level=1)
 
 
-def add_video_pairs(source: Path, out: Path) -> None:
+def add_video_pairs(source: Path, out: Path, *, keep: float) -> None:
   """Adds pairs of video."""
   for path in sorted(source.glob('*/*/blur/*.png')):
     split, scene, _, name = path.parts[-4:]
@@ -75,7 +83,8 @@ def add_video_pairs(source: Path, out: Path) -> None:
       np.array(Image.open(path.parent.parent / side / name))
       for side in ('blur', 'sharp')
     ]
-    write_pairs(out / split / scene, f'{source.name}-{path.stem}', *pair)
+    name = f'{source.name}-{path.stem}'
+    write_pairs(out / split / scene, name, *pair, keep)
 
 
 def split_of(path: Path) -> str:
@@ -98,7 +107,9 @@ def shake(rng: np.random.Generator, sharp: np.ndarray) -> np.ndarray:
   return recipe.degrade(rng, sharp)
 
 
-def add_photos(source: Path, out: Path, *, per_photo: int) -> None:
+def add_photos(
+  source: Path, out: Path, *, per_photo: int, keep: float
+) -> None:
   """Adds shaken photographs."""
   paths = [p for p in sorted(source.rglob('*')) if p.suffix in ('.jpg', '.png')]
   for path in paths:
@@ -115,7 +126,7 @@ def add_photos(source: Path, out: Path, *, per_photo: int) -> None:
       blurred = shake(rng, sharp.astype(np.float32) / 255)
       blurred = np.rint(blurred * 255).astype(np.uint8)
       scene = out / split / f'photo_{path.stem}'
-      write_pairs(scene, f'{i:02}', blurred, sharp)
+      write_pairs(scene, f'{i:02}', blurred, sharp, keep)
 
 
 def main() -> None:
@@ -125,13 +136,18 @@ def main() -> None:
   parser.add_argument('--photos', type=Path, nargs='+', required=True)
   parser.add_argument('--out', type=Path, required=True)
   parser.add_argument('--per_photo', type=int, default=6)
+  parser.add_argument(
+    '--keep', type=float, default=0.04, help='part of the others that is kept'
+  )
   args = parser.parse_args()
   for source in args.video_pairs:
     logbook.say(f'pairs of {source}')
-    add_video_pairs(source, args.out)
+    add_video_pairs(source, args.out, keep=args.keep)
   for source in args.photos:
     logbook.say(f'photographs of {source}')
-    add_photos(source, args.out, per_photo=args.per_photo)
+    add_photos(
+      source, args.out, per_photo=args.per_photo, keep=args.keep
+    )
 
 
 if __name__ == '__main__':
