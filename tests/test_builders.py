@@ -200,7 +200,7 @@ def test_dataset(dataset):
       keys = [[int(n) for n in re.findall(r'\d+', name)] for name in group]
       assert keys == sorted(keys)
   for i, entry in enumerate(entries):
-    item = prepared.read(i)
+    item = prepared[i]
     assert item['name'] == entry.name
     assert item['sequence'] == entry.sequence
     assert entry.size == SIZE
@@ -299,9 +299,9 @@ def test_gopro_has_two_inputs(tmp_path, monkeypatch):
   gamma = builders.prepare(settings('gopro', tmp_path, subset='blur_gamma'))
   assert plain.entries == gamma.entries
   np.testing.assert_array_equal(
-    gamma.read(0)['blurred'], 255 - plain.read(0)['blurred']
+    gamma[0]['blurred'], 255 - plain[0]['blurred']
   )
-  np.testing.assert_array_equal(gamma.read(0)['sharp'], plain.read(0)['sharp'])
+  np.testing.assert_array_equal(gamma[0]['sharp'], plain[0]['sharp'])
   with pytest.raises(config_lib.SettingError, match="'blur' and 'blur_gamma'"):
     builders.prepare(settings('gopro', tmp_path, subset='J'))
 

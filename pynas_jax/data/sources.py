@@ -164,7 +164,7 @@ def _open_coloured(
     indices = _chosen(pairs, data, split, seed)
     return PairFiles(tuple(pairs[i] for i in indices))
   dataset = builders.prepare(data, tiles=tiles)
-  return Examples(dataset, tuple(_chosen(dataset.entries, data, split, seed)))
+  return Part(dataset, tuple(_chosen(dataset.entries, data, split, seed)))
 
 
 @functools.cache
@@ -202,40 +202,8 @@ class SharpPhotos:
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
-  """Some items of a source."""
-
-  source: Source
-  indices: tuple[int, ...]
-
-  @property
-  def paired(self) -> bool:
-    return self.source.paired
-
-  @property
-  def protocol(self) -> str:
-    return self.source.protocol
-
-  @property
-  def names(self) -> tuple[str, ...]:
-    names = self.source.names
-    return tuple(names[i] for i in self.indices)
-
-  @property
-  def sizes(self) -> tuple[tuple[int, int], ...]:
-    sizes = self.source.sizes
-    return tuple(sizes[i] for i in self.indices)
-
-  def __len__(self) -> int:
-    return len(self.indices)
-
-  def __getitem__(self, index: int) -> dict[str, Any]:
-    return self.source[self.indices[index]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Grey:
-  """A source without colours: its images have three equal channels."""
+class _View:
+  """Another source, of which subclasses change something."""
 
   source: Source
 
@@ -257,6 +225,34 @@ class Grey:
 
   def __len__(self) -> int:
     return len(self.source)
+
+
+@dataclasses.dataclass(frozen=True)
+class Part(_View):
+  """Some items of a source."""
+
+  indices: tuple[int, ...]
+
+  @property
+  def names(self) -> tuple[str, ...]:
+    names = self.source.names
+    return tuple(names[i] for i in self.indices)
+
+  @property
+  def sizes(self) -> tuple[tuple[int, int], ...]:
+    sizes = self.source.sizes
+    return tuple(sizes[i] for i in self.indices)
+
+  def __len__(self) -> int:
+    return len(self.indices)
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    return self.source[self.indices[index]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Grey(_View):
+  """A source without colours: its images have three equal channels."""
 
   def __getitem__(self, index: int) -> dict[str, Any]:
     item = self.source[index]
@@ -348,36 +344,6 @@ class PairFiles:
 
   def __getitem__(self, index: int) -> dict[str, Any]:
     return files.read(self.pairs[index])
-
-
-@dataclasses.dataclass(frozen=True)
-class Examples:
-  """Some examples of a prepared dataset, decoded when asked for."""
-
-  dataset: builders.base.Prepared
-  indices: tuple[int, ...]
-
-  @property
-  def paired(self) -> bool:
-    return self.dataset.paired
-
-  @property
-  def protocol(self) -> str:
-    return self.dataset.protocol
-
-  @property
-  def names(self) -> tuple[str, ...]:
-    return tuple(self.dataset.entries[i].name for i in self.indices)
-
-  @property
-  def sizes(self) -> tuple[tuple[int, int], ...]:
-    return tuple(self.dataset.entries[i].size for i in self.indices)
-
-  def __len__(self) -> int:
-    return len(self.indices)
-
-  def __getitem__(self, index: int) -> dict[str, Any]:
-    return self.dataset.read(self.indices[index])
 
 
 def list_pairs(

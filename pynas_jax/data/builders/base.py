@@ -238,10 +238,12 @@ def _png(pixels: np.ndarray) -> io.BytesIO:
 
 
 class Prepared:
-  """A source of a prepared dataset's examples.
+  """A `sources.Source` of all examples of a prepared dataset.
 
   Attributes:
     entries: What is known of each example.
+    names: Of the examples.
+    sizes: Of the examples, height and width, pixels.
     paired: Whether items have a 'blurred' image.
     protocol: How the dataset is scored.
   """
@@ -260,8 +262,13 @@ class Prepared:
       for i, (name, sequence, height, width) in enumerate(rows):
         self.entries.append(Entry(name, split, sequence, (height, width)))
         self._places.append((split, i))
+    self.names = [entry.name for entry in self.entries]
+    self.sizes = [entry.size for entry in self.entries]
 
-  def read(self, index: int) -> dict[str, Any]:
+  def __len__(self) -> int:
+    return len(self.entries)
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
     """Decodes an example.
 
     Returns:
