@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from experiments import video_pairs
 from experiments.box import make_data
 from experiments.hinas import run as hinas
 from experiments.random_vs_search import run
@@ -63,7 +64,7 @@ def test_photographs_join_the_videos_scene_by_scene(tmp_path, monkeypatch):
   for split in ('train', 'val', 'test'):
     for i in range(3):
       write(tmp_path / 'photos' / split / f'{split}{i}.jpg')
-  scenes = {'train': (*run.VALIDATION, 'walk'), 'test': ('street',)}
+  scenes = {'train': (*video_pairs.VALIDATION, 'walk'), 'test': ('street',)}
   for split, names in scenes.items():
     for name in names:
       # From 36 dB, which is as good as sharp, to 12 dB, which is lost.
@@ -82,7 +83,7 @@ def test_photographs_join_the_videos_scene_by_scene(tmp_path, monkeypatch):
   assert {k: len(v) for k, v in found['train'].items()} == {
     'walk': 2, 'photo_train0': 2, 'photo_train1': 2,
   }  # fmt: skip
-  assert set(found['validation']) == {*run.VALIDATION, 'photo_val0'}
+  assert set(found['validation']) == {*video_pairs.VALIDATION, 'photo_val0'}
   assert set(found['test']) == {'street', 'photo_test0'}
   blurred = [path.name for path in (tmp_path / 'out').rglob('walk/blur/*')]
   assert sorted(blurred) == ['1.png', '3.png']

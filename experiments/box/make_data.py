@@ -20,20 +20,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from experiments import video_pairs
 from pynas_jax import logbook
-from pynas_jax import metrics
 from pynas_jax.data import degrade
 
 TILE = 112  # Pixels.
 TEST_CROP = 224
-VALIDATION = ('04_coffee', 'bikes-shot2')  # Scenes of the training videos.
 LONG_SIDE = 1024  # Photographs are reduced to this, to be sharp per pixel.
 SIZES = (5, 7, 9)  # Of kernels, pixels.
-# Of the blurred to the sharp side, in dB. A pair that hardly differs teaches
-# the identity alone (the loss is a logarithm), one that is all smear nothing;
-# some are kept, so that sharp pictures stay.
-BLUR_PSNR = (19.0, 34.0)
-KEPT_PART = 0.04
 
 
 def tiles(pixels: np.ndarray, size: int) -> Iterator[np.ndarray]:
@@ -54,19 +48,16 @@ def write_pairs(
     name: Of the files.
     blurred: u8[H, W, 3].
     sharp: u8[H, W, 3].
-    keep: Part of the tiles beyond `BLUR_PSNR` that is written.
+    keep: Part that is written of the tiles without
+      `video_pairs.has_blur`.
   """
   split = scene.parent.name
   size = TILE if split == 'train' else TEST_CROP
   both = zip(tiles(blurred, size), tiles(sharp, size), strict=True)
   for i, pair in enumerate(both):
     file = f'{name}-{i}.png'
-    images = [x[None] / np.float32(255) for x in pair]
-    psnr = metrics.psnr(*images)[0]
     draw = hashlib.sha256(f'{scene.name}/{file}'.encode()).digest()[0] / 256
-    if not (
-      split == 'test' or BLUR_PSNR[0] < psnr < BLUR_PSNR[1] or draw < keep
-    ):
+    if not (split == 'test' or draw < keep or video_pairs.has_blur(*pair)):
       continue
     for side, pixels in zip(('blur', 'sharp'), pair, strict=True):
       path = scene / side / file
@@ -78,7 +69,7 @@ def add_video_pairs(source: Path, out: Path, *, keep: float) -> None:
   """Adds pairs of video."""
   for path in sorted(source.glob('*/*/blur/*.png')):
     split, scene, _, name = path.parts[-4:]
-    split = 'val' if scene in VALIDATION else split
+    split = 'val' if scene in video_pairs.VALIDATION else split
     pair = [
       np.array(Image.open(path.parent.parent / side / name))
       for side in ('blur', 'sharp')
@@ -107,9 +98,7 @@ def shake(rng: np.random.Generator, sharp: np.ndarray) -> np.ndarray:
   return recipe.degrade(rng, sharp)
 
 
-def add_photos(
-  source: Path, out: Path, *, per_photo: int, keep: float
-) -> None:
+def add_photos(source: Path, out: Path, *, per_photo: int, keep: float) -> None:
   """Adds shaken photographs."""
   paths = [p for p in sorted(source.rglob('*')) if p.suffix in ('.jpg', '.png')]
   for path in paths:
@@ -137,7 +126,8 @@ def main() -> None:
   parser.add_argument('--out', type=Path, required=True)
   parser.add_argument('--per_photo', type=int, default=6)
   parser.add_argument(
-    '--keep', type=float, default=0.04, help='part of the others that is kept'
+    '--keep', type=float, default=0.04,
+    help='part that is kept of what is all but sharp, or all smear',
   )
   args = parser.parse_args()
   for source in args.video_pairs:
@@ -145,9 +135,7 @@ def main() -> None:
     add_video_pairs(source, args.out, keep=args.keep)
   for source in args.photos:
     logbook.say(f'photographs of {source}')
-    add_photos(
-      source, args.out, per_photo=args.per_photo, keep=args.keep
-    )
+    add_photos(source, args.out, per_photo=args.per_photo, keep=args.keep)
 
 
 if __name__ == '__main__':

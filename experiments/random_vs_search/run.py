@@ -22,44 +22,39 @@ import ml_collections
 import numpy as np
 from PIL import Image
 
+from experiments import video_pairs
 from pynas_jax import api
 from pynas_jax import config as config_lib
 from pynas_jax import genotype as genotype_lib
 from pynas_jax import logbook
-from pynas_jax import metrics
 from pynas_jax import spaces
 from pynas_jax.data import blur
 from pynas_jax.genotype import PyramidGenotype
 from pynas_jax.genotype import ScaleGenotype
 
 SCHEMES = ('1', '1-2', '1-4')
-VALIDATION = ('04_coffee', 'bikes-shot2')  # Scenes of the training videos.
 PAIRS_PER_SCENE = 12
 NUM_PHOTOS = {'train': 200, 'val': 40, 'test': 60}
 NUM_KERNELS = 4  # Ways that the camera shakes; few, to be learnt in minutes.
 CROP = 192  # Pixels of a photograph.
-# Of the blurred to the sharp side, in dB: what hardly differs teaches only the
-# identity (the loss is a logarithm), and what is all smear teaches nothing.
-BLUR_PSNR = (19.0, 34.0)
 NOISE = 1 / 255
 EQUAL_COST = 0.1  # Relative difference of multiply-adds that counts as equal.
 
 
 def has_blur(path: Path) -> bool:
-  """Tells whether the blurred picture of a pair is worth to learn from."""
-  blurred, sharp = (
-    np.asarray(Image.open(path.parent.parent / side / path.name)) / 255
+  """Tells whether there is something to learn from a blurred picture's pair."""
+  pair = (
+    np.asarray(Image.open(path.parent.parent / side / path.name))
     for side in ('blur', 'sharp')
   )
-  psnr = metrics.psnr(blurred[None], sharp[None])[0]
-  return BLUR_PSNR[0] < psnr < BLUR_PSNR[1]
+  return video_pairs.has_blur(*pair)
 
 
 def add_video(data: Path, pairs: Path) -> None:
   """Copies some blurred pairs of each scene, evenly spaced."""
   for folder in sorted(pairs.glob('*/*/blur')):
     split, scene = folder.parts[-3:-1]
-    split = 'val' if scene in VALIDATION else split
+    split = 'val' if scene in video_pairs.VALIDATION else split
     blurred = list(filter(has_blur, sorted(folder.glob('*.png'))))
     for path in blurred[:: max(1, -(-len(blurred) // PAIRS_PER_SCENE))]:
       for side in ('blur', 'sharp'):
