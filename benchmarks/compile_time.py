@@ -53,9 +53,7 @@ def _first_result(task: str, width: int) -> None:
 def main() -> None:
   """Measures and prints."""
   began = time.perf_counter()
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-  )
+  parser = measure.make_parser(__doc__)
   parser.add_argument('--tasks', default=','.join(TASKS))
   parser.add_argument('--width', type=int, default=16, help='channels')
   parser.add_argument('--start', choices=TASKS, help=argparse.SUPPRESS)

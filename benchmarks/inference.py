@@ -188,12 +188,7 @@ def ratios(
 
 def main() -> None:
   """Measures and prints."""
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-  )
-  parser.add_argument(
-    '--networks', default='found,dmphn', help='names or folders'
-  )
+  parser = measure.make_networks_parser(__doc__)
   every = ','.join(dict.fromkeys(runtime for runtime, _ in RUNTIMES))
   parser.add_argument('--runtimes', default=every, help='with xla')
   parser.add_argument('--height', type=int, default=720, help='pixels')
@@ -210,7 +205,7 @@ def main() -> None:
     if 'torch' in args.runtimes and measure.is_installed('torch')
   }
   rows = [
-    row for name in args.networks.split(',')
+    row for name in args.networks
     for row in measure_network(name, args, peaks)
   ]  # fmt: skip
   summary = {

@@ -6,6 +6,7 @@ counted.
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import ctypes
@@ -149,6 +150,23 @@ def is_installed(library: str) -> bool:
   except importlib.metadata.PackageNotFoundError:
     return False
   return True
+
+
+def make_parser(description: str) -> argparse.ArgumentParser:
+  """Returns a parser of flags whose help keeps the lines of a docstring."""
+  return argparse.ArgumentParser(
+    description=description, formatter_class=argparse.RawTextHelpFormatter
+  )
+
+
+def make_networks_parser(description: str) -> argparse.ArgumentParser:
+  """Returns `make_parser` with the flag of which networks to measure."""
+  parser = make_parser(description)
+  parser.add_argument(
+    '--networks', type=lambda text: text.split(','), default='found,dmphn',
+    help='names or folders',
+  )  # fmt: skip
+  return parser
 
 
 def environment() -> dict[str, Any]:

@@ -10,7 +10,6 @@ channels in. Times are medians of interleaved runs.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 import functools
 from typing import Any
@@ -88,9 +87,7 @@ def make_functions(
 
 def main() -> None:
   """Measures and prints."""
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-  )
+  parser = measure.make_parser(__doc__)
   parser.add_argument('--side', type=int, default=128, help='pixels')
   parser.add_argument('--width', type=int, default=32, help='channels')
   parser.add_argument('--runs', type=int, default=9, help='timed runs')

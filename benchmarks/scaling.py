@@ -10,7 +10,6 @@ row of the kind; times of a kind are medians of interleaved runs.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import functools
 from typing import Any
@@ -103,9 +102,7 @@ def _rows(
 
 def main() -> None:
   """Measures and prints."""
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-  )
+  parser = measure.make_parser(__doc__)
   parser.add_argument('--side', type=int, default=256, help='pixels')
   parser.add_argument('--width', type=int, default=32, help='channels')
   parser.add_argument('--batch', type=int, default=2, help='of the step')

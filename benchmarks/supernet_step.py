@@ -285,9 +285,7 @@ def ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
 
 def main() -> None:
   """Measures and prints."""
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-  )
+  parser = measure.make_parser(__doc__)
   parser.add_argument('--sizes', default='demo,paper', help=', '.join(SIZES))
   parser.add_argument(
     '--variants', default=','.join(VARIANTS), help='sampled, static and others'

@@ -123,12 +123,7 @@ def measure_network(
 
 def main() -> None:
   """Measures and prints."""
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-  )
-  parser.add_argument(
-    '--networks', default='found,dmphn', help='names or folders'
-  )
+  parser = measure.make_networks_parser(__doc__)
   parser.add_argument('--crop', type=int, default=128, help='pixels')
   parser.add_argument('--batch', type=int, default=4, help='crops')
   parser.add_argument('--devices', default='1,2,4', help='numbers of devices')
@@ -141,7 +136,7 @@ def main() -> None:
   flags = [os.environ.get('XLA_FLAGS', ''), f'{_VIRTUAL}={max(args.devices)}']
   os.environ['XLA_FLAGS'] = ' '.join(flags).strip()
   rows = [
-    row for name in args.networks.split(',')
+    row for name in args.networks
     for row in measure_network(name, args)
   ]  # fmt: skip
   summary = {'runs': args.runs, 'crop': args.crop, 'batch': args.batch}

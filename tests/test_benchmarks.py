@@ -78,10 +78,29 @@ def test_missing_runtimes_are_rows_that_say_so(monkeypatch, capsys):
   assert rows['onnxruntime']['note'] == 'not installed'
   assert rows['onnxruntime']['p50_ms'] is None
   assert rows['xla']['p50_ms'] > 0
+  for row in result['rows']:
+    peak = result['peak_gmacs_per_s'].get(row['dtype'])
+    if peak and row['p50_ms']:
+      rate = row['gmacs'] / (row['p50_ms'] / 1e3)
+      assert row['share_of_peak'] == pytest.approx(rate / peak)
 
 
 def test_psnr_of_rounding():
   assert inference.psnr_db(np.zeros(4), np.ones(4)) == 0
+
+
+def test_ratios_are_to_pytorch_and_the_peak_is_of_bfloat16():
+  ms = {'xla': 50.0, 'torch': 100.0, 'openvino': 30.0, 'onnxruntime': 40.0}
+  rows = [
+    {'network': 'a', 'runtime': runtime, 'dtype': 'float32', 'gmacs': 2.0,
+     'p50_ms': p50}
+    for runtime, p50 in ms.items()
+  ]  # fmt: skip
+  # 2e9 multiply-adds at 80e9 a second take 25 ms.
+  assert inference.ratios(rows, {'float32': 40.0, 'bfloat16': 80.0}) == {
+    'a_xla_to_torch': 0.5, 'a_best_exported_to_torch': 0.3,
+    'a_floor_to_torch': 0.25,
+  }  # fmt: skip
 
 
 def test_bytes_of_layers():

@@ -186,12 +186,7 @@ def measure_network(
 
 def main() -> None:
   """Measures and prints."""
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-  )
-  parser.add_argument(
-    '--networks', default='found,dmphn', help='names or folders'
-  )
+  parser = measure.make_networks_parser(__doc__)
   parser.add_argument('--height', type=int, default=720, help='pixels')
   parser.add_argument('--width', type=int, default=1280, help='pixels')
   parser.add_argument('--runs', type=int, default=100, help='timed frames')
@@ -201,7 +196,7 @@ def main() -> None:
   kind = jax.devices()[0].device_kind
   source, peaks = find_peaks(kind, args.peak_size)
   rows = [
-    row for name in args.networks.split(',')
+    row for name in args.networks
     for row in measure_network(name, args, peaks)
   ]  # fmt: skip
   summary = {'runs': args.runs, 'peaks': peaks, 'peaks_from': source}

@@ -128,11 +128,12 @@ class Hinas:
     self, params: base.Params, stage: str, gates: Gates
   ) -> base.Params:
     del stage
-    edges, offsets, row = modules.num_edges(self.nodes), {}, 0
-    for node in range(self.nodes):
-      for source in range(2 + node):
-        offsets[f'node{node}_from{source}'] = row
-        row += 1
+    edges = modules.num_edges(self.nodes)
+    offsets = {
+      f'node{node}_from{source}': modules.num_edges(node) + source
+      for node in range(self.nodes)
+      for source in range(2 + node)
+    }
 
     def is_sampled(path, leaf):
       del leaf

@@ -122,7 +122,6 @@ class Pyramid(nn.Module):
     output = output[:, : image.shape[1], : image.shape[2]]
     return output.astype(jnp.float32) + 0.5
 
-
   def _edges(self, gates: Gates, level: int) -> Gates:
     """The gates of one scale: its own part, or all if scales share them."""
     count = len(self.cells[level])
