@@ -15,7 +15,6 @@ import jax
 
 VARIABLE = 'PYNAS_JAX_CACHE'
 OFF = 'off'
-MIN_COMPILE_SECONDS = 0.2  # Shorter ones are not worth a file.
 
 
 def folder() -> Path | None:
@@ -49,6 +48,5 @@ def keep_compiled_programs() -> None:
   # Programs of one kind of processor may crash another: a home can be shared.
   path = path / 'xla' / f'{platform.machine()}-{_machine()}'
   jax.config.update('jax_compilation_cache_dir', str(path))
-  jax.config.update(
-    'jax_persistent_cache_min_compile_time_secs', MIN_COMPILE_SECONDS
-  )
+  # A start compiles a hundred small programs, half of its time together.
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)

@@ -3,6 +3,9 @@
 Images go in and come out as [H, W, 3] or [B, H, W, 3], of any size, uint8 or
 float in [0, 1]; the output is clipped and has the input's type and size, or a
 multiple of its size in super-resolution.
+
+Orbax is imported where it is used: it takes as long to load as JAX, and a
+release folder has no need of it.
 """
 
 from __future__ import annotations
@@ -19,7 +22,6 @@ import numpy as np
 
 from pynas_jax import caching
 from pynas_jax import genotype as genotype_lib
-from pynas_jax.checkpoint import Checkpoints
 from pynas_jax.deploy import backends
 from pynas_jax.deploy import release
 from pynas_jax.deploy.backends import Network
@@ -207,6 +209,8 @@ class Restorer:
     Raises:
       LoadError: If the folder holds a network already.
     """
+    from pynas_jax.checkpoint import Checkpoints
+
     directory = Path(directory)
     if (directory / CHECKPOINTS).exists():
       raise LoadError(
@@ -250,6 +254,8 @@ def load(path: str | Path, **options: Any) -> Restorer:
     return restorer
   if dmphn.is_published(path):
     return Restorer(*dmphn.load(path), **options)
+  from pynas_jax.checkpoint import Checkpoints
+
   step = None
   if (path / CHECKPOINTS).is_dir():
     path = path / CHECKPOINTS
