@@ -2,6 +2,8 @@
 
   python -m pynas_jax.main --config=configs/train.py \
     --config.genotype=runs/search/genotype.json
+
+A trained network goes on, on other data: `--config.train.start_from=fast`.
   python -m pynas_jax.main --config=configs/train.py:gopro \
     --config.genotype=runs/gopro/genotype.json --config.data.root=downloads
 

@@ -274,7 +274,8 @@ def train(
     genotype: The architecture.
     config: Settings, `config.base()` by default.
     workdir: Takes checkpoints, metrics and curves.png; calling again resumes.
-    params: Weights to start from, such as `SearchResult.params`.
+    params: Weights to start from, such as `SearchResult.params`; by default
+      those of the network `train.start_from`, or random ones.
     **settings: Overrides, by name or by group.
 
   Returns:
@@ -285,6 +286,14 @@ def train(
   """
   config = make_config(config, **settings)
   caching.keep_compiled_programs()
+  start = config.train.start_from
+  if start and params is None:
+    trained = load(start)
+    config_lib.require(
+      trained.genotype == genotype, 'train.start_from', start,
+      'a network of the architecture that is to be trained',
+    )  # fmt: skip
+    params = trained.params
   workdir = open_workdir(workdir, config)
   derive(genotype, workdir)
   with logbook_lib.Logbook(workdir) as logbook:
@@ -369,6 +378,10 @@ def derive_and_train(
     SettingError: Before any work, names the setting.
   """
   config = make_config(config, **settings)
+  start = config.train.start_from
+  config_lib.require(
+    not start, 'train.start_from', start, "'', as the search finds a new one"
+  )
   workdir = Path(workdir)
   found = search(config, workdir=workdir)
   began = time.monotonic()

@@ -201,6 +201,8 @@ def base() -> ml_collections.ConfigDict:
   t.dtype = 'float32'  # Of activations; weights stay float32.
   t.eval_every = 300  # Steps between validation scores, and saves.
   t.inherit = True  # Start from the weights that the search trained.
+  # Trained network to train further, named as `checkpoint` names one.
+  t.start_from = ''
 
   c.benchmark = b = ml_collections.ConfigDict()
   b.height, b.width = 720, 1280  # Pixels.

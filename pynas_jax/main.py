@@ -49,7 +49,11 @@ def _search(config: ml_collections.ConfigDict, workdir: Path) -> None:
 
 
 def _train(config: ml_collections.ConfigDict, workdir: Path) -> None:
-  genotype = restorer_lib.read_genotype(config.genotype or workdir)
+  start = config.train.start_from
+  if start and not config.genotype:
+    genotype = api.load(start).genotype
+  else:
+    genotype = restorer_lib.read_genotype(config.genotype or workdir)
   restorer = api.train(genotype, config, workdir=workdir)
   _evaluate_restorer(restorer, config, workdir)
 

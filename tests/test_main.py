@@ -18,6 +18,7 @@ from pynas_jax import api
 from pynas_jax import config as config_lib
 from pynas_jax import genotype as genotype_lib
 from pynas_jax import logbook
+from pynas_jax import main
 from pynas_jax.checkpoint import Checkpoints
 from pynas_jax.deploy import restorer
 
@@ -128,6 +129,10 @@ def test_paper_settings():
     (
       ['--config=configs/train.py', '--config.genotype=nowhere.json'],
       ['nowhere.json'],
+    ),
+    (
+      ['--config=configs/train.py', '--config.train.start_from=nowhere'],
+      ['nowhere'],
     ),
   ],
   ids=lambda value: value[-1] if value else 'none',
@@ -276,6 +281,30 @@ def test_api_searches_trains_and_restores_a_folder_of_pairs(tmp_path):
   jax.tree.map(
     np.testing.assert_array_equal, loaded.params, result.restorer.params
   )
+
+
+def test_training_starts_from_a_trained_network(tmp_path):
+  config = api.make_config(
+    config_lib.shrink(config_lib.base()), mode='train',
+    model={'unshuffle': 2}, search={'batch_size': 4},
+    train={'start_from': 'fast', 'lr': 1e-9, 'batch_size': 4},
+  )  # fmt: skip
+  main.TASKS['train'](config, tmp_path / 'further')
+  fast, further = api.load('fast'), api.load(tmp_path / 'further')
+  assert further.genotype == fast.genotype
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(x, y, atol=1e-7),
+    further.params, fast.params,
+  )  # fmt: skip
+  report = json.loads((tmp_path / 'further' / 'report.json').read_text())
+  assert report['psnr'] != report['psnr_input']
+  refused = pytest.raises(config_lib.SettingError, match="start_from is 'fast'")
+  other = genotype_lib.reference('dmphn-1-2-4')
+  with refused:
+    api.train(other, config, workdir=tmp_path / 'other')
+  with refused:
+    api.derive_and_train(config, workdir=tmp_path / 'other')
+  assert not (tmp_path / 'other').exists()
 
 
 def test_missing_data_is_named_before_any_work(tmp_path):
