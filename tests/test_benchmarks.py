@@ -20,8 +20,11 @@ SMALL = ('--height=24', '--width=32', '--runs=1')
 FOUND = (*SMALL, '--networks=found')
 COMMANDS = {
   'benchmarks.operators': ('--side=8', '--width=2', '--runs=1'),
+  'benchmarks.video': (
+    '--frames=2', '--height=24', '--width=32', '--runs=1',
+  ),
   'experiments.gpu.frames': (*FOUND, '--peak-size=16', '--eager'),
-}
+}  # fmt: skip
 SLOW = {
   'benchmarks.train_step': (
     '--networks=found', '--crop=8', '--batch=2', '--devices=1,2', '--runs=1',

@@ -1,0 +1,106 @@
+"""Time of a video's frame, decoded, restored and encoded, by the runtime.
+
+  python -m benchmarks.video [--clip=clip.mp4] [--model=fast] [--runs=3]
+
+`overhead` is what reading, converting and writing add to the time of the
+network alone, which restores the same frames from memory in turn with the
+video. Without a clip, one is made that pans over a photograph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fractions import Fraction
+import functools
+from pathlib import Path
+import tempfile
+
+import av
+import numpy as np
+
+from benchmarks import measure
+from pynas_jax.deploy import backends
+from pynas_jax.deploy import restorer as restorer_lib
+from pynas_jax.deploy import videos
+from pynas_jax.deploy.backends import Network
+
+RUNTIMES = (
+  ('openvino', 'bfloat16'), ('openvino', 'float32'), ('onnxruntime', 'float32'),
+  ('xla', 'float32'),
+)  # fmt: skip
+PAN = 4  # Pixels a frame.
+
+
+def write_clip(path: Path, *, height: int, width: int, frames: int) -> None:
+  """Writes a video in H.264 that pans over a photograph, round and round."""
+  photo = np.rint(255 * backends.photograph(height, width)[0]).astype(np.uint8)
+  with av.open(str(path), 'w') as output:
+    stream = output.add_stream('libx264', rate=Fraction(30))
+    stream.height, stream.width, stream.pix_fmt = height, width, 'yuv420p'
+    for i in range(frames):
+      image = np.ascontiguousarray(np.roll(photo, -PAN * i, axis=1))
+      frame = av.VideoFrame.from_ndarray(image, format='rgb24')
+      output.mux(stream.encode(frame))
+    output.mux(stream.encode())
+
+
+def read_clip(path: Path, frames: int) -> list[np.ndarray]:
+  """Returns the first frames of a video, u8[H, W, 3]."""
+  with av.open(str(path)) as container:
+    decoded = zip(range(frames), container.decode(video=0), strict=False)
+    return [frame.to_ndarray(format='rgb24') for _, frame in decoded]
+
+
+def restore_all(
+  restore: Callable[[np.ndarray], np.ndarray], frames: list[np.ndarray]
+) -> None:
+  """Restores frames from memory."""
+  for frame in frames:
+    restore(frame)
+
+
+def main() -> None:
+  """Measures and prints."""
+  parser = measure.make_parser(__doc__)
+  parser.add_argument('--clip', type=Path, help='video, read whole')
+  parser.add_argument('--model', default='fast', help='name or folder')
+  parser.add_argument('--frames', type=int, default=60, help='of a made clip')
+  parser.add_argument('--height', type=int, default=720, help='pixels')
+  parser.add_argument('--width', type=int, default=1280, help='pixels')
+  parser.add_argument('--runs', type=int, default=3, help='times all frames')
+  args = parser.parse_args()
+  rows = []
+  with tempfile.TemporaryDirectory() as folder:
+    clip, target = args.clip, Path(folder) / 'restored.mp4'
+    if clip is None:
+      clip = Path(folder) / 'clip.mp4'
+      size = {'height': args.height, 'width': args.width}
+      write_clip(clip, **size, frames=args.frames)
+    frames = read_clip(clip, 1000)
+    model = restorer_lib.load(args.model)
+    network = Network(model.genotype, model.params, model.dtype)
+    here = backends.available(network)
+    for backend, dtype in (pair for pair in RUNTIMES if pair[0] in here):
+      restore = restorer_lib.load(args.model, backend=backend, dtype=dtype)
+      medians = measure.median_ms(
+        {
+          'network': functools.partial(restore_all, restore, frames),
+          'video': functools.partial(
+            videos.restore_video, clip, target, restore
+          ),
+        },
+        runs=args.runs,
+      )
+      network_ms, video_ms = (ms / len(frames) for ms in medians.values())
+      rows.append(
+        {'runtime': backend, 'dtype': dtype, 'network_ms': network_ms,
+         'video_ms': video_ms, 'frames_per_s': 1e3 / video_ms,
+         'overhead': video_ms / network_ms - 1}
+      )  # fmt: skip
+  summary = {'clip': str(args.clip or 'a pan'), 'frames': len(frames)}
+  summary |= {'height': frames[0].shape[0], 'width': frames[0].shape[1]}
+  measure.report('A frame of a video', rows, summary | {'runs': args.runs})
+
+
+if __name__ == '__main__':
+  main()
