@@ -123,8 +123,8 @@ def make_step(task: Task, variant: str, step: str) -> tuple[Callable, Any]:
   """Returns one of our steps, mapped over one device, and its first state."""
   space, s = task.space, task.settings.copy_and_resolve_references()
   supernet = space.supernet(task.draft, 'scale1')
-  params = base.init_params(KEY, supernet, gates_lib.argmax(task.alphas))
   alphas = task.alphas
+  gates = (gates_lib.argmax(alphas),)
   if variant == 'static':
     cells = tuple((space.operators[i],) for i in task.path)
     if step == 'weight':
@@ -133,10 +133,10 @@ def make_step(task: Task, variant: str, step: str) -> tuple[Callable, Any]:
     # Of a choice of one, the gates still have a gradient to be computed.
     alphas = jnp.zeros((len(cells), 1))
     gates = () if step == 'weight' else (gates_lib.argmax(alphas),)
-    params = base.init_params(KEY, supernet, *gates)
   elif variant == 'mixture':
     s.estimator = 'mixture'
-  elif variant == 'one-hot':
+  params = base.init_params(KEY, supernet, *gates)
+  if variant == 'one-hot':
     supernet = _AllTimesOneHot(supernet, len(space.operators))
 
   if variant == 'static' and step == 'weight':
