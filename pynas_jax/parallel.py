@@ -7,6 +7,7 @@ batch's leading axis is shared out.
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 AXIS = 'devices'
+LEAD = 4  # Steps launched and not done: a device need not wait for the next.
 
 
 def make_parallel(
@@ -68,3 +70,33 @@ def check_batch_size(batch_size: int) -> None:
 def shard(batch: Any, num_devices: int) -> Any:
   """Reshapes leaves [B, ...] to [num_devices, B // num_devices, ...]."""
   return jax.tree.map(lambda x: x.reshape(num_devices, -1, *x.shape[1:]), batch)
+
+
+class Launched:
+  """Steps that the device may not have done yet, as JAX does not wait.
+
+  They are few, so that progress is what was done, and a stop is felt soon.
+
+  Attributes:
+    done: The last step that is done.
+  """
+
+  def __init__(self, done: int):
+    self.done = done
+    self._results: collections.deque[tuple[int, jax.Array]] = (
+      collections.deque()
+    )
+
+  def add(self, step: int, result: jax.Array) -> None:
+    """Waits until no more than `LEAD` steps are to be done.
+
+    Args:
+      step: That was launched.
+      result: Of the step, not donated to another.
+    """
+    self._results.append((step, result))
+    while self._results and (
+      len(self._results) > LEAD or self._results[0][1].is_ready()
+    ):
+      self.done, result = self._results.popleft()
+      jax.block_until_ready(result)

@@ -201,12 +201,13 @@ def train(
       batches.set_state(meta['data'])
     logbook.rewind(stage, start)
     with progress(num_steps, stage, start=start) as bar:
-      loss = None
+      loss, launched = None, parallel.Launched(start)
       for step in range(start + 1, num_steps + 1):
         state, figures = step_fn(state, batches.take(loss), key)
         loss = figures['loss']
+        launched.add(step, loss)
         if step % t.eval_every and step < num_steps:
-          bar.update(step)
+          bar.update(launched.done)
           continue
         value = float(loss)
         check_finite(value, what=stage, step=step)

@@ -139,3 +139,46 @@ def test_a_step_is_compiled_once_and_takes_nothing_from_its_caller(caplog):
     assert 'XLA compilation' not in caplog.text
   np.testing.assert_array_equal(first, np.ones((3, 5)))
   np.testing.assert_array_equal(state, np.full((3, 5), 17.0))
+
+
+class Result:
+  """Stands for an array that a device is still to fill."""
+
+  def __init__(self):
+    self.ready = False
+
+  def is_ready(self):
+    return self.ready
+
+  def block_until_ready(self):
+    self.ready = True
+    return self
+
+
+def test_what_is_done_is_told_and_little_is_launched_ahead():
+  launched, results = parallel.Launched(10), []
+  for step in range(11, 11 + parallel.LEAD):
+    results.append(Result())
+    launched.add(step, results[-1])
+    assert launched.done == 10
+  results[0].ready = results[1].ready = True
+  results.append(Result())
+  launched.add(11 + parallel.LEAD, results[-1])
+  assert launched.done == 12
+  for step in range(12 + parallel.LEAD, 14 + parallel.LEAD):
+    launched.add(step, Result())
+  assert launched.done == 13 and results[2].ready and not results[3].ready
+  launched.add(100, jnp.zeros(()))
+  assert launched.done == 14
+
+
+def test_a_step_s_figures_can_be_waited_for_after_the_next_step():
+  """Results of steps are kept while later steps are given their states."""
+  step = parallel.make_parallel(lambda state, batch, key: (
+    state + parallel.mean(batch.mean()), {'loss': parallel.mean(batch.mean())}
+  ))  # fmt: skip
+  state, launched = jnp.zeros(()), parallel.Launched(0)
+  for i in range(10):
+    state, figures = step(state, np.ones((4, 2), np.float32), KEY)
+    launched.add(i, figures['loss'])
+  assert launched.done >= 9 - parallel.LEAD and state == 10

@@ -344,7 +344,7 @@ def search_stage(
     logbook.rewind(name, start)
     end = start if stopping.reason else s.num_steps
     with progress(s.num_steps, name, start=start) as bar:
-      running = None
+      running, launched = None, parallel.Launched(start)
       for step in range(start + 1, end + 1):
         batch = weight_batches.take(running)
         state, figures = weight_step(state, batch, step_key)
@@ -356,8 +356,9 @@ def search_stage(
             state, alpha_batches.take(running), step_key
           )
           running = alpha_figures['loss']
+        launched.add(step, running)
         if step % s.eval_every and step < s.num_steps:
-          bar.update(step)
+          bar.update(launched.done)
           continue
 
         loss = float(figures['loss'])
