@@ -44,11 +44,10 @@ def write_clip(path: Path, *, height: int, width: int, frames: int) -> None:
     output.mux(stream.encode())
 
 
-def read_clip(path: Path, frames: int) -> list[np.ndarray]:
-  """Returns the first frames of a video, u8[H, W, 3]."""
+def read_clip(path: Path) -> list[np.ndarray]:
+  """Returns all frames of a video, u8[H, W, 3]."""
   with av.open(str(path)) as container:
-    decoded = zip(range(frames), container.decode(video=0), strict=False)
-    return [frame.to_ndarray(format='rgb24') for _, frame in decoded]
+    return [f.to_ndarray(format='rgb24') for f in container.decode(video=0)]
 
 
 def restore_all(
@@ -62,7 +61,7 @@ def restore_all(
 def main() -> None:
   """Measures and prints."""
   parser = measure.make_parser(__doc__)
-  parser.add_argument('--clip', type=Path, help='video, read whole')
+  parser.add_argument('--clip', type=Path, help='short video, all in memory')
   parser.add_argument('--model', default='fast', help='name or folder')
   parser.add_argument('--frames', type=int, default=60, help='of a made clip')
   parser.add_argument('--height', type=int, default=720, help='pixels')
@@ -76,7 +75,7 @@ def main() -> None:
       clip = Path(folder) / 'clip.mp4'
       size = {'height': args.height, 'width': args.width}
       write_clip(clip, **size, frames=args.frames)
-    frames = read_clip(clip, 1000)
+    frames = read_clip(clip)
     model = restorer_lib.load(args.model)
     network = Network(model.genotype, model.params, model.dtype)
     here = backends.available(network)

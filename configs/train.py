@@ -2,10 +2,12 @@
 
   python -m pynas_jax.main --config=configs/train.py \
     --config.genotype=runs/search/genotype.json
-
-A trained network goes on, on other data: `--config.train.start_from=fast`.
   python -m pynas_jax.main --config=configs/train.py:gopro \
     --config.genotype=runs/gopro/genotype.json --config.data.root=downloads
+  python -m pynas_jax.main --config=configs/train.py \
+    --config.train.start_from=fast
+
+The last goes on from a trained network instead.
 
 Variants: none trains on the bundled photographs; `gopro` has the settings of
 the PyNAS paper, `video_deblurring` the same on the data set of Su et al.;
