@@ -5,9 +5,10 @@ kept in a file, so that a search can ask for the time of thousands of networks.
 Times are those of compiled code on one frame. A network's is the sum over its
 cells and the time of its skeleton, which is all of it but the cells: cutting
 into patches and joining cost time too. A cell alone finds its input in the
-cache more often than one in a network, so cells are corrected by a factor, from
-the skeleton with the REFERENCE operator in all cells. Source: ProxylessNAS,
-section 3.2 (the look-up table); skeleton and factor are ours.
+cache, or has the processor to itself, more often than one in a network. So the
+cells of each operator are corrected by a factor, from the skeleton with this
+operator in all cells. Source: ProxylessNAS, section 3.2 (the look-up table);
+skeleton and factors are ours.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from collections.abc import Callable, Iterable
 import functools
 import json
 from pathlib import Path
-import statistics
 import time
 from typing import Any
 
@@ -29,8 +29,7 @@ from pynas_jax.nn.layers import Layer
 from pynas_jax.spaces import base
 from pynas_jax.spaces import space_of
 
-RUNS = 7  # Of a layer; the median counts.
-REFERENCE = 'conv_3x3'
+RUNS, SECONDS = 7, 0.5  # Of a layer or network, at least; the least counts.
 
 
 def measure_ms(layer: Layer, dtype: str = 'float32') -> float:
@@ -48,14 +47,18 @@ def measure_ms(layer: Layer, dtype: str = 'float32') -> float:
 
 
 def _time_ms(function: Callable[..., Any], *args: Any) -> float:
-  """Returns the median time of compiled calls, each waited for, ms."""
+  """Returns the least time of compiled calls, each waited for, ms.
+
+  What else a machine does only ever adds to a time.
+  """
   run = jax.jit(function).lower(*args).compile()
-  times_ms = []
-  for _ in range(RUNS + 1):  # The first is warm-up.
+  jax.block_until_ready(run(*args))  # Warm-up.
+  times_ms, first = [], time.perf_counter()
+  while len(times_ms) < RUNS or time.perf_counter() < first + SECONDS:
     began = time.perf_counter()
     jax.block_until_ready(run(*args))
     times_ms.append(1e3 * (time.perf_counter() - began))
-  return statistics.median(times_ms[1:])
+  return min(times_ms)
 
 
 class LatencyTable:
@@ -114,14 +117,22 @@ class LatencyTable:
     """Returns the time of a network on a frame, ms."""
     filled = space_of(genotype).filled
     skeleton = self._network_ms(filled(genotype, 'zero'))
-    reference = filled(genotype, REFERENCE)
-    measured = self._network_ms(reference) - skeleton
-    factor = max(1.0, measured / self._cells_ms(reference))
-    return skeleton + factor * self._cells_ms(genotype)
+    total = skeleton
+    for operator, alone in self._cells_ms(genotype).items():
+      everywhere = filled(genotype, operator)
+      together = max(0.0, self._network_ms(everywhere) - skeleton)
+      total += alone * together / self._cells_ms(everywhere)[operator]
+    return total
 
-  def _cells_ms(self, genotype: Genotype) -> float:
+  def _cells_ms(self, genotype: Genotype) -> dict[str, float]:
+    """Returns the time of the cells of each operator, timed alone."""
     groups = space_of(genotype).layers(genotype, **self.size)
-    return self.ms(x for layers in groups for x in layers if x.kind == 'cell')
+    times: dict[str, float] = {}
+    for layer in (x for layers in groups for x in layers if x.kind == 'cell'):
+      if layer.operator != 'zero':
+        ms = self.ms([layer])
+        times[layer.operator] = times.get(layer.operator, 0.0) + ms
+    return times
 
   def measure_network_ms(self, genotype: Genotype) -> float:
     """Returns the time of a whole network, measured anew, ms."""
@@ -170,8 +181,10 @@ def validate(
   """
   rows = []
   for genotype in genotypes:
+    # Before and after: a busy spell of the machine may last for seconds.
+    before = table.measure_network_ms(genotype)
     predicted = table.predict_ms(genotype)
-    measured = table.measure_network_ms(genotype)
+    measured = min(before, table.measure_network_ms(genotype))
     rows.append(
       {
         'genotype': genotype.digest(),

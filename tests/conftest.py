@@ -40,6 +40,14 @@ def pytest_configure(config: pytest.Config) -> None:
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 
 
+@pytest.fixture(autouse=True)
+def short_timings(monkeypatch: pytest.MonkeyPatch) -> None:
+  """Times of layers and networks need not be good ones in tests."""
+  from pynas_jax import latency
+
+  monkeypatch.setattr(latency, 'SECONDS', 0.0)
+
+
 @pytest.fixture(scope='session')
 def root() -> pathlib.Path:
   """The root of the source tree."""

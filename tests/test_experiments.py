@@ -40,10 +40,13 @@ def test_random_networks_cover_the_space(config):
 
 
 def test_equal_cost_is_equal(config):
-  space = spaces.make_space(config)
+  cheap = run.make_searches(config)['PyNAS_d, cost']
+  config_lib.validate(cheap)
   rng = np.random.default_rng(1)
-  for genotype in run.equal_cost_genotypes(rng, space, 12.0, 4):
+  drawn = run.equal_cost_genotypes(rng, cheap, 12.0, 12)
+  for genotype in drawn:
     assert abs(run.count(genotype) / 12.0 - 1) <= run.EQUAL_COST
+  assert {g.widths[0] for g in drawn} == set(cheap.search.base_widths)
   designs = run.trivial_genotypes((1, 2), 12.0, config.model)
   assert set(designs) == {'conv_3x3', 'conv_5x5', 'conv_3x3_dil2'}
   for operator, genotype in designs.items():

@@ -227,11 +227,11 @@ def test_search_tries_each_scheme_once_and_keeps_the_best(tmp_path):
   assert [t['psnr'] for t in again.trials] == [t['psnr'] for t in found.trials]
 
 
-def small_search(tmp_path, **search):
+def small_search(tmp_path, model=None, **search):
   c = config_lib.shrink(config_lib.base())
   c.search.num_steps, c.search.score_steps = 3, 2
   c.model.widths = (4,)
-  config_lib.override(c, {'search': search})
+  config_lib.override(c, {'search': search, 'model': model or {}})
   with Logbook(tmp_path) as logbook:
     return hierarchical.search(c, workdir=tmp_path, logbook=logbook)
 
@@ -272,19 +272,38 @@ def test_errors_in_the_code_are_not_failures_of_a_trial(tmp_path, monkeypatch):
 
 
 def test_limits_decide_who_may_win(tmp_path):
-  found = small_search(tmp_path / 'a', schemes=('1', '1-2'), num_trials=2)
+  settings = {
+    'model': {'candidates': ('conv_3x3', 'conv_5x5')},  # None is free.
+    'schemes': ('1', '1-2'), 'num_trials': 2,
+  }  # fmt: skip
+  found = small_search(tmp_path / 'a', **settings)
   gmacs = {t['scheme']: t['gmacs'] for t in found.trials}
   assert gmacs['1'] < gmacs['1-2']
-  limit = (gmacs['1'] + gmacs['1-2']) / 2
-  limited = small_search(
-    tmp_path / 'b', schemes=('1', '1-2'), num_trials=2, max_gmacs=limit
-  )
+  limit = 0.999 * gmacs['1-2']
+  limited = small_search(tmp_path / 'b', **settings, max_gmacs=limit)
   assert limited.genotype.scheme == (1,)
   (text,) = [t['beyond'] for t in limited.trials if t['scheme'] == '1-2'][0]
   assert text.startswith('gmacs is') and 'search.max_gmacs' in text
-  with pytest.raises(train.TrainingError, match='search.max_params') as error:
-    small_search(tmp_path / 'c', schemes=('1',), num_trials=1, max_params=10)
-  assert '1: params is' in str(error.value)
+  with pytest.raises(train.TrainingError, match='max_latency_ms') as error:
+    small_search(
+      tmp_path / 'c', schemes=('1',), num_trials=1, max_latency_ms=1e-6
+    )
+  assert '1: latency_ms is' in str(error.value)
+
+
+def test_schemes_that_cannot_keep_the_limits_are_not_tried(tmp_path):
+  found = small_search(
+    tmp_path / 'a', schemes=('1', '1-2'), num_trials=2, max_params=10**4
+  )
+  assert len(found.trials) == 2
+  least = min(trial['params'] for trial in found.trials)
+  settings = {'schemes': ('1', '1-2'), 'num_trials': 2}
+  few = small_search(tmp_path / 'b', **settings, max_params=least)
+  assert [trial['scheme'] for trial in few.trials] == ['1']
+  with pytest.raises(config_lib.SettingError, match='max_params') as error:
+    small_search(tmp_path / 'c', **settings, max_params=10)
+  assert '1-2, width' in str(error.value)
+  assert not (tmp_path / 'c' / 'trials.jsonl').exists()
 
 
 def test_time_budget_starts_no_further_trial(tmp_path):

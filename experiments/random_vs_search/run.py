@@ -31,8 +31,10 @@ from pynas_jax import spaces
 from pynas_jax.data import blur
 from pynas_jax.genotype import PyramidGenotype
 from pynas_jax.genotype import ScaleGenotype
+from pynas_jax.search import schemes
 
 SCHEMES = ('1', '1-2', '1-4')
+CHEAP_WIDTHS = (1.0, 1.25, 1.5)  # Of --width: few scales may be wider.
 PAIRS_PER_SCENE = 12
 NUM_PHOTOS = {'train': 200, 'val': 40, 'test': 60}
 NUM_KERNELS = 4  # Ways that the camera shakes; few, to be learnt in minutes.
@@ -96,7 +98,7 @@ def make_config(args: argparse.Namespace) -> ml_collections.ConfigDict:
   c.data.eval_crop, c.data.num_validation = 192, 48
   s = c.search
   s.schemes, s.num_trials = SCHEMES, args.trials
-  s.warmup_steps, s.num_steps, s.score_steps = 1500, 2400, 300
+  s.warmup_steps, s.num_steps, s.score_steps = 1500, 2400, 500
   s.eval_every, s.collapse_fraction = 300, 1.0
   c.train.num_steps = args.steps
   c.train.eval_every = args.steps
@@ -133,12 +135,17 @@ def random_genotype(
 
 
 def equal_cost_genotypes(
-  rng: np.random.Generator, space: spaces.Space, gmacs: float, number: int
-) -> list[PyramidGenotype]:
+  rng: np.random.Generator, config: ml_collections.ConfigDict, gmacs: float,
+  number: int,
+) -> list[PyramidGenotype]:  # fmt: skip
   """Returns random networks whose cost is that of the found one."""
+  widths = [
+    spaces.make_space(proposal.apply(config))
+    for proposal in schemes.choices(config)
+  ]
   found = []
   while len(found) < number:
-    genotype = random_genotype(rng, space)
+    genotype = random_genotype(rng, widths[rng.integers(len(widths))])
     if abs(count(genotype) / gmacs - 1) <= EQUAL_COST:
       found.append(genotype)
   return found
@@ -208,26 +215,28 @@ class Runs:
     return rows
 
 
-# What is searched: name -> settings that differ.
-SEARCHES = {
-  'PyNAS_d': {},
-  'PyNAS_s': {'model.share': 'weights'},
-  'PyNAS_d, cost': {'search.cost': 'macs', 'search.cost_weight': 0.05},
-}
-
-
-def find(
-  config: ml_collections.ConfigDict, out: Path
-) -> dict[str, PyramidGenotype]:
-  """Returns what each search finds."""
-  found = {}
-  for name, settings in SEARCHES.items():
-    own = config.copy_and_resolve_references()
-    config_lib.override(own, settings)
-    logbook.say(name)
-    folder = name.replace(', ', '_')
-    found[name] = api.search(own, workdir=out / 'search' / folder).genotype
-  return found
+def make_searches(
+  config: ml_collections.ConfigDict,
+) -> dict[str, ml_collections.ConfigDict]:
+  """Returns the settings of each search."""
+  width = config.model.widths[0]
+  changes = {
+    'PyNAS_d': {},
+    'PyNAS_s': {'model.share': 'weights'},
+    # Below half of DMPHN's cost, by any scheme and width that can be.
+    'PyNAS_d, cost': {
+      'search.cost': 'macs',
+      'search.cost_weight': 0.05,
+      'search.base_widths': tuple(round(f * width) for f in CHEAP_WIDTHS),
+      'search.max_gmacs': count(small_dmphn(config.model)) / 2,
+      'search.num_trials': len(SCHEMES) * len(CHEAP_WIDTHS),
+    },
+  }
+  searches = {}
+  for name, settings in changes.items():
+    searches[name] = config.copy_and_resolve_references()
+    config_lib.override(searches[name], settings)
+  return searches
 
 
 def parse_args(
@@ -264,14 +273,21 @@ def main() -> None:
   config = make_config(args)
   space = spaces.make_space(config)
   runs = Runs(config, args)
-  found = find(config, args.out)
+  searches = make_searches(config)
+  found = {}
+  for name, own in searches.items():
+    logbook.say(name)
+    folder = args.out / 'search' / name.replace(', ', '_')
+    found[name] = api.search(own, workdir=folder).genotype
   cheap = count(found['PyNAS_d, cost'])
   rng = np.random.default_rng(0)
   random = [random_genotype(rng, space) for _ in range(args.number)]
   shared = [
     random_genotype(rng, space, shared=True) for _ in range(args.number)
   ]
-  equal = equal_cost_genotypes(rng, space, cheap, args.number)
+  equal = equal_cost_genotypes(
+    rng, searches['PyNAS_d, cost'], cheap, args.number
+  )
   scheme = found['PyNAS_d, cost'].scheme
   trivial = trivial_genotypes(scheme, cheap, config.model)
   by_hand = {'DMPHN 1-2-4, small': small_dmphn(config.model)}
@@ -289,8 +305,11 @@ def main() -> None:
     f'--photos=bsds500 --out=runs/random_vs_search --steps={args.steps} '
     f'--seeds={args.seeds} --number={args.number} --trials={args.trials}',
     'dataset': 'video pairs and blurred photographs',
-    'budget': {'train_steps': args.steps, 'batch': config.train.batch_size,
-               'crop': config.data.crop, 'search': config.search.to_dict()},
+    'budget': {
+      'train_steps': args.steps, 'batch': config.train.batch_size,
+      'crop': config.data.crop,
+      'search': {k: own.search.to_dict() for k, own in searches.items()},
+    },
     'seeds': list(range(args.seeds)),
     **{name: [row['psnr'] for row in own] for name, own in rows.items()},
     'rows': rows,

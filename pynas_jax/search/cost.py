@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +18,7 @@ from pynas_jax import latency
 from pynas_jax.genotype import Genotype
 from pynas_jax.nn.layers import Layer
 from pynas_jax.spaces import base
+from pynas_jax.spaces import make_space
 from pynas_jax.spaces import space_of
 
 TABLE = 'latency.json'  # In the workdir of a search.
@@ -113,9 +113,18 @@ def make_cost_term(
   return add if s.cost_form == 'add' else mul
 
 
+def _count(
+  genotype: Genotype, config: ml_collections.ConfigDict
+) -> dict[str, float]:
+  """Returns `params` and `gmacs` of a network on one frame."""
+  size = {'height': config.benchmark.height, 'width': config.benchmark.width}
+  params, macs = space_of(genotype).count(genotype, **size)
+  return {'params': params, 'gmacs': macs / 1e9}
+
+
 def measure(
   genotype: Genotype, config: ml_collections.ConfigDict
-) -> dict[str, Any]:
+) -> dict[str, float]:
   """Returns `params`, `gmacs` and `latency_ms` of a network on one frame.
 
   Args:
@@ -123,12 +132,8 @@ def measure(
     config: Settings; reads the frame of `benchmark`.
   """
   size = {'height': config.benchmark.height, 'width': config.benchmark.width}
-  params, macs = space_of(genotype).count(genotype, **size)
-  return {
-    'params': params,
-    'gmacs': macs / 1e9,
-    'latency_ms': round(latency.measure_network_ms(genotype, **size), 3),
-  }
+  latency_ms = latency.measure_network_ms(genotype, **size)
+  return {**_count(genotype, config), 'latency_ms': round(latency_ms, 3)}
 
 
 def broken_limits(
@@ -137,7 +142,7 @@ def broken_limits(
   """Returns a text for each limit that a network does not keep.
 
   Args:
-    costs: Of `measure`.
+    costs: Of `measure`, or some of them.
     s: The settings `search`; a limit of 0 is none.
   """
   limits = {
@@ -147,5 +152,25 @@ def broken_limits(
   return [
     f'{name} is {costs[name]:g}, above search.max_{name} {limit:g}'
     for name, limit in limits.items()
-    if 0 < limit < costs[name]
+    if 0 < limit < costs.get(name, 0)
   ]
+
+
+def broken_by_all(
+  scheme: tuple[int, ...], config: ml_collections.ConfigDict
+) -> list[str]:
+  """Returns a text for each limit that even a scheme without cells breaks.
+
+  Args:
+    scheme: Patches per scale, finest first.
+    config: Settings; latency is not looked at, as it must be measured.
+  """
+  space = make_space(config)
+  if not hasattr(space, 'filled'):
+    return []
+  draft = space.draft(scheme)
+  for stage in space.stages(draft):
+    alphas = space.init_alphas(jax.random.key(0), draft, stage)
+    draft = space.derive(draft, stage, alphas)
+  skeleton = space.filled(space.genotype(draft), 'zero')
+  return broken_limits(_count(skeleton, config), config.search)

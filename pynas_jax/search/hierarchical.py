@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import ml_collections
 
+from pynas_jax import config as config_lib
 from pynas_jax import genotype as genotype_lib
 from pynas_jax import train as train_lib
 from pynas_jax.genotype import Genotype
@@ -83,9 +84,12 @@ def search_scheme(
     )  # fmt: skip
     records.append(record)
   genotype = space.genotype(draft)
+  # It begins as the training to come will: weights of a supernet favour schemes
+  # of many stages, whose supernets were trained the longest.
   result = train_lib.train(
     genotype, config, directory=workdir / name / 'score', logbook=logbook,
-    stage=f'{name}/score', params=params, num_steps=config.search.score_steps,
+    stage=f'{name}/score', params=params if config.train.inherit else None,
+    num_steps=config.search.score_steps,
   )  # fmt: skip
   return genotype, result, records
 
@@ -135,6 +139,25 @@ def run_trial(
   }
 
 
+def within_limits(
+  proposals: Sequence[schemes.Proposal], config: ml_collections.ConfigDict
+) -> list[schemes.Proposal]:
+  """Returns the proposals of which some network may keep the limits.
+
+  Raises:
+    SettingError: With the reason of every proposal, if there is none.
+  """
+  broken = {p: cost.broken_by_all(p.scheme, p.apply(config)) for p in proposals}
+  allowed = [p for p in proposals if not broken[p]]
+  if not allowed:
+    raise config_lib.SettingError(
+      'no network can keep the limits, not even one without cells: '
+      + '; '.join(f'{p.describe()}: {", ".join(broken[p])}' for p in proposals)
+      + '. Raise them, or add smaller search.base_widths or search.schemes.'
+    )
+  return allowed
+
+
 def search(
   config: ml_collections.ConfigDict, *, workdir: Path, logbook: Logbook
 ) -> SearchResult:
@@ -149,9 +172,11 @@ def search(
     The best architecture and its weights.
 
   Raises:
+    SettingError: If no network can keep the limits.
     TrainingError: If no trial ends with a network within the limits.
   """
   s = config.search
+  allowed = within_limits(schemes.choices(config), config)
   path = workdir / TRIALS
   trials = read_trials(path)
   # Rewrite what was read, so that a torn line is gone before the next one.
@@ -160,7 +185,6 @@ def search(
   partial.write_text(text)
   partial.replace(path)
 
-  allowed = schemes.choices(config)
   while len(trials) < s.num_trials:
     if 0 < s.max_hours < sum(t['seconds'] for t in trials) / 3600:
       say(f'stopped after {len(trials)} trials: search.max_hours is reached')
