@@ -144,10 +144,12 @@ def open_workdir(
       raise config_lib.SettingError(
         f'{path} is not JSON; delete it or use another workdir.'
       ) from None
-    leaves, changed = config_lib.flatten(old), []
+    # A run of before there was a setting went on as its default says.
+    defaults = config_lib.flatten(json.loads(config_lib.base().to_json()))
+    leaves, changed = defaults | config_lib.flatten(old), []
     for name, value in config_lib.flatten(new).items():
-      if leaves.get(name) != value and not name.startswith(FREE_SETTINGS):
-        changed.append(f'{name} was {leaves.get(name)!r}, is {value!r}')
+      if leaves[name] != value and not name.startswith(FREE_SETTINGS):
+        changed.append(f'{name} was {leaves[name]!r}, is {value!r}')
     if changed:
       raise config_lib.SettingError(
         f'{workdir} holds a run with other settings: {"; ".join(changed)}. Use '

@@ -283,6 +283,20 @@ def test_api_searches_trains_and_restores_a_folder_of_pairs(tmp_path):
   )
 
 
+def test_a_run_of_before_a_setting_goes_on_with_its_default(tmp_path):
+  config = config_lib.shrink(config_lib.base())
+  api.open_workdir(tmp_path, config)
+  path = tmp_path / 'config.json'
+  old = json.loads(path.read_text())
+  del old['train']['start_from']
+  path.write_text(json.dumps(old))
+  api.open_workdir(tmp_path, config)
+  path.write_text(json.dumps(old))
+  config.train.start_from = 'fast'
+  with pytest.raises(config_lib.SettingError, match="was '', is 'fast'"):
+    api.open_workdir(tmp_path, config)
+
+
 def test_training_starts_from_a_trained_network(tmp_path):
   config = api.make_config(
     config_lib.shrink(config_lib.base()), mode='train',
