@@ -17,17 +17,19 @@ import dataclasses
 import functools
 import importlib.resources
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import ml_collections
 import numpy as np
 from PIL import Image
 
 from pynas_jax import config as config_lib
-from pynas_jax.data import builders
 from pynas_jax.data import degrade
 from pynas_jax.data import faults as faults_lib
 from pynas_jax.data import files
+
+if TYPE_CHECKING:
+  from pynas_jax.data.builders import base as builders_base
 
 SPLITS = ('train', 'validation', 'test')
 HALVES = ('weights', 'alphas')  # Of 'train', in a search.
@@ -163,6 +165,9 @@ def _open_coloured(
       raise config_lib.SettingError(faults_lib.listing(stray, where=where))
     indices = _chosen(pairs, data, split, seed)
     return PairFiles(tuple(pairs[i] for i in indices))
+  # TFDS is slow to import, and not used by all data.
+  from pynas_jax.data import builders
+
   dataset = builders.prepare(data, tiles=tiles)
   return Part(dataset, tuple(_chosen(dataset.entries, data, split, seed)))
 
@@ -370,7 +375,7 @@ def list_pairs(
 
 
 def split_of(
-  entries: Sequence[files.Pair | builders.base.Entry],
+  entries: Sequence[files.Pair | builders_base.Entry],
   data: ml_collections.ConfigDict,
   *,
   seed: int,
@@ -411,7 +416,7 @@ def split_of(
 
 
 def _chosen(
-  entries: Sequence[files.Pair | builders.base.Entry],
+  entries: Sequence[files.Pair | builders_base.Entry],
   data: ml_collections.ConfigDict,
   split: str,
   seed: int,
