@@ -199,6 +199,8 @@ def search(
   """
   config = make_config(config, **settings)
   caching.keep_compiled_programs()
+  # Here too: what is refused must not take the workdir.
+  hierarchical.within_limits(schemes.choices(config), config)
   workdir = open_workdir(workdir, config)
   with logbook_lib.Logbook(workdir) as logbook:
     result = hierarchical.search(config, workdir=workdir, logbook=logbook)

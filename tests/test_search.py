@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+from pynas_jax import api
 from pynas_jax import config as config_lib
 from pynas_jax import genotype as genotype_lib
 from pynas_jax import parallel
@@ -302,8 +303,13 @@ def test_schemes_that_cannot_keep_the_limits_are_not_tried(tmp_path):
   assert [trial['scheme'] for trial in few.trials] == ['1']
   with pytest.raises(config_lib.SettingError, match='max_params') as error:
     small_search(tmp_path / 'c', **settings, max_params=10)
-  assert '1-2, width' in str(error.value)
-  assert not (tmp_path / 'c' / 'trials.jsonl').exists()
+  assert 'of 1, width 4' in str(error.value)
+  config = config_lib.shrink(config_lib.base())
+  with pytest.raises(config_lib.SettingError, match='of 2 schemes'):
+    api.search(
+      config, workdir=tmp_path / 'd', search=settings | {'max_gmacs': 1e-6}
+    )
+  assert not (tmp_path / 'd').exists()
 
 
 def test_time_budget_starts_no_further_trial(tmp_path):

@@ -100,8 +100,7 @@ def make_config(args: argparse.Namespace) -> ml_collections.ConfigDict:
   s.schemes, s.num_trials = SCHEMES, args.trials
   s.warmup_steps, s.num_steps, s.score_steps = 1500, 2400, 500
   s.eval_every, s.collapse_fraction = 300, 1.0
-  c.train.num_steps = args.steps
-  c.train.eval_every = args.steps
+  c.train.num_steps = c.train.eval_every = args.steps
   c.train.inherit = False
   return c
 
@@ -180,13 +179,17 @@ class Runs:
   def __init__(self, config: ml_collections.ConfigDict, args):
     self._config, self._args = config, args
 
-  def psnr(self, genotype: PyramidGenotype) -> list[float]:
+  def psnr(self, genotype: PyramidGenotype, steps: int) -> list[float]:
     """Returns the PSNR on the test split, in dB, of each seed."""
     scores = []
     for seed in range(self._args.seeds):
       config = self._config.copy_and_resolve_references()
       config.seed = seed
-      workdir = self._args.out / 'train' / f'{genotype.digest()}-{seed}'
+      config.train.num_steps = config.train.eval_every = steps
+      name = f'{genotype.digest()}-{seed}'
+      if steps != self._args.steps:
+        name += f'-{steps}'
+      workdir = self._args.out / 'train' / name
       path = workdir / 'scores.json'
       if not path.exists():
         restorer = api.train(genotype, config, workdir=workdir)
@@ -194,16 +197,20 @@ class Runs:
       scores.append(json.loads(path.read_text())['mean']['psnr'])
     return scores
 
-  def rows(self, genotypes: dict[str, PyramidGenotype]) -> list[dict]:
-    """Returns a row for each architecture."""
+  def rows(
+    self, genotypes: dict[str, PyramidGenotype], steps: int | None = None
+  ) -> list[dict]:
+    """Returns a row for each architecture, trained for `--steps` or these."""
+    steps = steps or self._args.steps
     rows = []
     for name, genotype in genotypes.items():
-      scores = self.psnr(genotype)
+      scores = self.psnr(genotype, steps)
       rows.append(
         {
           'name': name,
           'psnr': statistics.mean(scores),
           'seeds': scores,
+          'train_steps': steps,
           'gmacs_720p': count(genotype),
           'scheme': genotype_lib.format_scheme(genotype.scheme),
           'genotype': genotype.to_dict(),
@@ -223,13 +230,13 @@ def make_searches(
   changes = {
     'PyNAS_d': {},
     'PyNAS_s': {'model.share': 'weights'},
-    # Below half of DMPHN's cost, by any scheme and width that can be.
+    # Below half of DMPHN's cost, of any scheme and width that can be.
     'PyNAS_d, cost': {
       'search.cost': 'macs',
       'search.cost_weight': 0.05,
       'search.base_widths': tuple(round(f * width) for f in CHEAP_WIDTHS),
       'search.max_gmacs': count(small_dmphn(config.model)) / 2,
-      'search.num_trials': len(SCHEMES) * len(CHEAP_WIDTHS),
+      'search.num_trials': 5,
     },
   }
   searches = {}
@@ -290,16 +297,21 @@ def main() -> None:
   )
   scheme = found['PyNAS_d, cost'].scheme
   trivial = trivial_genotypes(scheme, cheap, config.model)
-  by_hand = {'DMPHN 1-2-4, small': small_dmphn(config.model)}
+  dmphn = small_dmphn(config.model)
   groups = {
     'found': found,
     'random': {f'random {i}': g for i, g in enumerate(random)},
     'random_shared': {f'shared {i}': g for i, g in enumerate(shared)},
     'random_equal_cost': {f'equal {i}': g for i, g in enumerate(equal)},
     'trivial': {f'{name} everywhere': g for name, g in trivial.items()},
-    'by_hand': by_hand,
+    'by_hand': {'DMPHN 1-2-4, small': dmphn},
   }
   rows = {name: runs.rows(group) for name, group in groups.items()}
+  rows['found_as_long_as_by_hand'] = runs.rows(
+    {"PyNAS_d, cost, with DMPHN's training in multiply-adds":
+     found['PyNAS_d, cost']},
+    steps=round(args.steps * count(dmphn) / cheap),
+  )  # fmt: skip
   results = {
     'command': 'python -m experiments.random_vs_search.run --pairs=pairs '
     f'--photos=bsds500 --out=runs/random_vs_search --steps={args.steps} '

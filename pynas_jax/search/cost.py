@@ -165,12 +165,12 @@ def broken_by_all(
     scheme: Patches per scale, finest first.
     config: Settings; latency is not looked at, as it must be measured.
   """
-  space = make_space(config)
-  if not hasattr(space, 'filled'):
+  s, space = config.search, make_space(config)
+  if not (s.max_params or s.max_gmacs) or not hasattr(space, 'filled'):
     return []
   draft = space.draft(scheme)
   for stage in space.stages(draft):
     alphas = space.init_alphas(jax.random.key(0), draft, stage)
     draft = space.derive(draft, stage, alphas)
   skeleton = space.filled(space.genotype(draft), 'zero')
-  return broken_limits(_count(skeleton, config), config.search)
+  return broken_limits(_count(skeleton, config), s)

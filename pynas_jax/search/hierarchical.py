@@ -145,15 +145,16 @@ def within_limits(
   """Returns the proposals of which some network may keep the limits.
 
   Raises:
-    SettingError: With the reason of every proposal, if there is none.
+    SettingError: If there is none.
   """
   broken = {p: cost.broken_by_all(p.scheme, p.apply(config)) for p in proposals}
   allowed = [p for p in proposals if not broken[p]]
   if not allowed:
+    first = proposals[0]
     raise config_lib.SettingError(
-      'no network can keep the limits, not even one without cells: '
-      + '; '.join(f'{p.describe()}: {", ".join(broken[p])}' for p in proposals)
-      + '. Raise them, or add smaller search.base_widths or search.schemes.'
+      f'no network of {len(proposals)} schemes can keep the limits, not even '
+      f'without cells: of {first.describe()}, {", ".join(broken[first])}. '
+      'Raise the limits, or add smaller search.base_widths or search.schemes.'
     )
   return allowed
 
