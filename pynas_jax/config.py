@@ -174,6 +174,8 @@ def base() -> ml_collections.ConfigDict:
   # Ours: passes over a stage's cells, each given its best operator; 0 is off.
   s.refine_passes = 1
   s.score_steps = 150  # Training steps of the whole candidate, for its score.
+  # Ours: operators; with each in all cells, a network competes in every trial.
+  s.plain_designs = ()
   # Ours: what networks cost, in the alphas' loss: 'latency' of their layers on
   # this device, or 'macs', multiply-adds; both for one frame of `benchmark`.
   s.cost = 'none'
@@ -524,6 +526,11 @@ def validate(c: ml_collections.ConfigDict) -> None:
       len(set(map(str, names))) == len(names) > 0, f'{group}.candidates', names,
       'operators, none twice',
     )  # fmt: skip
+  plain = c.search.plain_designs
+  require(
+    all(operator in candidates for operator in plain), 'search.plain_designs',
+    plain, f'some of model.candidates, {candidates}',
+  )  # fmt: skip
   try:
     for operator in candidates:
       num_cells = len(c.model.widths) * c.model.cells_per_stage
@@ -582,6 +589,10 @@ def _validate_task(c: ml_collections.ConfigDict) -> None:
       c.search.refine_passes,
       "0 for the space 'hinas', where an edge may also be left out",
     )  # fmt: skip
+    plain = c.search.plain_designs
+    require(
+      not plain, 'search.plain_designs', plain, "() for the space 'hinas'"
+    )
 
 
 def to_json(c: ml_collections.ConfigDict) -> str:

@@ -312,6 +312,59 @@ def test_schemes_that_cannot_keep_the_limits_are_not_tried(tmp_path):
   assert not (tmp_path / 'd').exists()
 
 
+def test_plain_designs_compete_if_they_keep_the_limits(tmp_path):
+  settings = {'schemes': ('1',), 'num_trials': 1}
+  plain = ('conv_3x3', 'conv_5x5')
+  found = small_search(tmp_path / 'a', **settings, plain_designs=plain)
+  (trial,) = found.trials
+  assert set(trial['designs']) == {'searched', *plain}
+  assert trial['psnr'] == found.psnr == max(trial['designs'].values())
+  assert trial['designs'][trial['design']] == trial['psnr']
+  cells = {op for scale in found.genotype.scales for op in scale.cells}
+  if trial['design'] != 'searched':
+    assert cells == {trial['design']}
+  again = small_search(tmp_path / 'a', **settings, plain_designs=plain)
+  assert again.trials == found.trials
+  jax.tree.map(np.testing.assert_array_equal, again.params, found.params)
+  # 5x5 kernels are too large; the found network is scored, fit or not.
+  sizes = {
+    operator: space.count(space.filled(found.genotype, operator), height=8,
+                          width=8)[0]
+    for space in [spaces.space_of(found.genotype)]
+    for operator in plain
+  }  # fmt: skip
+  few = small_search(
+    tmp_path / 'b', **settings, plain_designs=plain,
+    max_params=sizes['conv_5x5'] - 1,
+  )  # fmt: skip
+  assert set(few.trials[0]['designs']) <= {'searched', 'conv_3x3'}
+  assert 'conv_3x3' in few.trials[0]['designs']
+
+
+def test_the_better_design_wins(tmp_path, monkeypatch):
+  whole = train.train
+
+  def train_(genotype, *args, **kwargs):
+    cells = {op for scale in genotype.scales for op in scale.cells}
+    psnr = 30.0 + (cells == {'conv_5x5'})
+    return whole(genotype, *args, **kwargs)._replace(psnr=psnr)
+
+  monkeypatch.setattr(train, 'train', train_)
+  found = small_search(
+    tmp_path, schemes=('1',), num_trials=1,
+    plain_designs=('conv_3x3', 'conv_5x5'),
+  )  # fmt: skip
+  assert found.trials[0]['design'] == 'conv_5x5'
+  assert found.trials[0]['designs']['conv_3x3'] == 30.0
+  assert found.psnr == 31.0
+  cells = {op for scale in found.genotype.scales for op in scale.cells}
+  assert cells == {'conv_5x5'}
+  # The weights are those of the winner.
+  space = spaces.space_of(found.genotype)
+  network = base.init_params(KEY, space.network(found.genotype))
+  assert jax.tree.structure(network) == jax.tree.structure(found.params)
+
+
 def test_time_budget_starts_no_further_trial(tmp_path):
   found = small_search(
     tmp_path, schemes=('1', '1-2'), num_trials=2, max_hours=1e-9

@@ -237,6 +237,7 @@ def make_searches(
       'search.base_widths': tuple(round(f * width) for f in CHEAP_WIDTHS),
       'search.max_gmacs': count(small_dmphn(config.model)) / 2,
       'search.num_trials': 5,
+      'search.plain_designs': ('conv_3x3', 'conv_5x5'),
     },
   }
   searches = {}

@@ -156,6 +156,13 @@ def broken_limits(
   ]
 
 
+def counted_beyond(
+  genotype: Genotype, config: ml_collections.ConfigDict
+) -> list[str]:
+  """Returns a text for each limit that a network breaks, but for its time."""
+  return broken_limits(_count(genotype, config), config.search)
+
+
 def broken_by_all(
   scheme: tuple[int, ...], config: ml_collections.ConfigDict
 ) -> list[str]:
@@ -173,4 +180,4 @@ def broken_by_all(
     alphas = space.init_alphas(jax.random.key(0), draft, stage)
     draft = space.derive(draft, stage, alphas)
   skeleton = space.filled(space.genotype(draft), 'zero')
-  return broken_limits(_count(skeleton, config), s)
+  return counted_beyond(skeleton, config)

@@ -1,9 +1,11 @@
 """Hierarchical search: schemes around stages (PyNAS Algorithm 1).
 
 A trial takes a scheme, searches its stages coarse to fine, each stacked on the
-ones before, trains the whole briefly and scores it. The best trial within the
-limits wins, by the objective. A trial that fails is recorded, and the search
-goes on.
+ones before, trains the whole briefly and scores it. Plain designs, one operator
+in all cells, may compete: a supernet tells apart operators by hundredths of a
+decibel, and what it finds should be no worse than what needs no search (ours).
+The best trial within the limits wins, by the objective. A trial that fails is
+recorded, and the search goes on.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from pynas_jax.search import schemes
 from pynas_jax.spaces import make_space
 
 TRIALS = 'trials.jsonl'
+SEARCHED = 'searched'  # A design that is not plain.
 # What may befall one architecture and not the next: a loss that is not a
 # number, or memory that does not suffice.
 FAILURES = (train_lib.TrainingError, jax.errors.JaxRuntimeError, MemoryError)
@@ -61,7 +64,7 @@ def search_scheme(
   workdir: Path,
   logbook: Logbook,
   name: str,
-) -> tuple[Genotype, train_lib.TrainResult, list[dict[str, Any]]]:
+) -> dict[str, Any]:
   """Searches one scheme, coarse to fine, and scores what it finds.
 
   Args:
@@ -72,7 +75,9 @@ def search_scheme(
     name: Of this trial, such as 'search/trial0'.
 
   Returns:
-    The architecture, its brief training, and a record per stage.
+    The best architecture as `genotype`, its `psnr`, what it is as `design`,
+    SEARCHED or an operator, the scores of all `designs`, and a record for each
+    of the `stages`.
   """
   space = make_space(config)
   draft, params, records = space.draft(scheme), {}, []
@@ -83,15 +88,44 @@ def search_scheme(
       params=params, workdir=workdir, logbook=logbook, name=f'{name}/{stage}',
     )  # fmt: skip
     records.append(record)
-  genotype = space.genotype(draft)
+  found = space.genotype(draft)
+  genotypes = {SEARCHED: found} | {
+    operator: space.filled(found, operator)
+    for operator in config.search.plain_designs
+  }
+  fit = {
+    design: genotype
+    for design, genotype in genotypes.items()
+    if not cost.counted_beyond(genotype, config)
+  }
   # It begins as the training to come will: weights of a supernet favour schemes
   # of many stages, whose supernets were trained the longest.
-  result = train_lib.train(
-    genotype, config, directory=workdir / name / 'score', logbook=logbook,
-    stage=f'{name}/score', params=params if config.train.inherit else None,
-    num_steps=config.search.score_steps,
-  )  # fmt: skip
-  return genotype, result, records
+  designs = {
+    design: train_lib.train(
+      genotype, config, directory=workdir / score_name(name, design),
+      logbook=logbook, stage=score_name(name, design),
+      params=params if config.train.inherit else None,
+      num_steps=config.search.score_steps,
+    ).psnr
+    for design, genotype in (fit or {SEARCHED: found}).items()
+  }  # fmt: skip
+  best = max(designs, key=designs.__getitem__)
+  return {
+    'genotype': genotypes[best],
+    'psnr': designs[best],
+    'design': best,
+    'designs': designs,
+    'stages': records,
+  }
+
+
+def score_name(trial: str, design: str) -> str:
+  """Returns the name of a brief training.
+
+  >>> score_name('search/trial0', 'conv_3x3')
+  'search/trial0/score_conv_3x3'
+  """
+  return f'{trial}/score' + (f'_{design}' if design != SEARCHED else '')
 
 
 def read_trials(path: Path) -> list[dict[str, Any]]:
@@ -121,21 +155,19 @@ def run_trial(
     score and costs, or that it `failed`, and why.
   """
   try:
-    genotype, result, stages = search_scheme(
+    found = search_scheme(
       proposal.scheme, proposal.apply(config), workdir=workdir,
       logbook=logbook, name=name,
     )  # fmt: skip
-    costs = cost.measure(genotype, config)
+    costs = cost.measure(found['genotype'], config)
   except FAILURES as error:
     reason = str(error).strip().partition('\n')[0]
     say(f'{name} failed: {reason}')
     return {'failed': f'{type(error).__name__}: {reason}'}
-  return {
-    'psnr': result.psnr,
+  return found | {
     **costs,
     'beyond': cost.broken_limits(costs, config.search),
-    'genotype': genotype.to_dict(),
-    'stages': stages,
+    'genotype': found['genotype'].to_dict(),
   }
 
 
@@ -213,7 +245,9 @@ def search(
 
   best = choose(trials, s)
   genotype = genotype_lib.from_dict(best['genotype'])
-  name = f'search/trial{best["trial"]}/score'
+  # Trials of before there were plain designs do not say what they are.
+  design = best.get('design', SEARCHED)
+  name = score_name(f'search/trial{best["trial"]}', design)
   # Finished before: only reads its best checkpoint.
   result = train_lib.train(
     genotype, schemes.Proposal.from_dict(best).apply(config),
