@@ -9,16 +9,12 @@ JSON object.
 
 from __future__ import annotations
 
-import argparse
-import json
 import pathlib
 import tempfile
 
-import jax
 import numpy as np
-from rich import console
-from rich import table as table_lib
 
+from benchmarks import measure
 from pynas_jax import config as config_lib
 from pynas_jax import genotype as genotype_lib
 from pynas_jax import latency
@@ -43,7 +39,7 @@ def random_genotype(
 
 def main() -> None:
   """Prints the comparison."""
-  parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
+  parser = measure.make_parser(__doc__)
   parser.add_argument('--number', type=int, default=10, help='of networks')
   parser.add_argument('--width', type=int, default=32, help='first stage')
   parser.add_argument('--unshuffle', type=int, default=2, help='1, 2 or 4')
@@ -60,25 +56,8 @@ def main() -> None:
       pathlib.Path(folder) / 'latency.json', height=height, width=width
     )
     rows = latency.validate(lookup, genotypes)
-  shown = table_lib.Table('network', 'predicted ms', 'measured ms', 'error')
-  for row in rows:
-    shown.add_row(
-      row['genotype'], f'{row["predicted_ms"]:.1f}',
-      f'{row["measured_ms"]:.1f}', f'{row["error"]:+.1%}',
-    )  # fmt: skip
-  console.Console().print(shown)
   worst = max(abs(row['error']) for row in rows)
-  device = jax.devices()[0]
-  print(
-    json.dumps(
-      {
-        'size': args.size,
-        'worst_error': worst,
-        'rows': rows,
-        'device': f'{device.platform}: {device.device_kind}',
-      }
-    )
-  )
+  measure.report('Latency', rows, vars(args) | {'worst_error': worst})
 
 
 if __name__ == '__main__':

@@ -126,12 +126,16 @@ class LatencyTable:
 
   def _cells_ms(self, genotype: Genotype) -> dict[str, float]:
     """Returns the time of the cells of each operator, timed alone."""
-    groups = space_of(genotype).layers(genotype, **self.size)
-    times: dict[str, float] = {}
-    for layer in (x for layers in groups for x in layers if x.kind == 'cell'):
-      if layer.operator != 'zero':
-        ms = self.ms([layer])
-        times[layer.operator] = times.get(layer.operator, 0.0) + ms
+    cells = [
+      layer
+      for layers in space_of(genotype).layers(genotype, **self.size)
+      for layer in layers
+      if layer.kind == 'cell' and layer.operator != 'zero'
+    ]
+    self.measure(cells)
+    times = dict.fromkeys((cell.operator for cell in cells), 0.0)
+    for cell in cells:
+      times[cell.operator] += self.ms([cell])
     return times
 
   def measure_network_ms(self, genotype: Genotype) -> float:

@@ -326,7 +326,7 @@ def test_plain_designs_compete_if_they_keep_the_limits(tmp_path):
   again = small_search(tmp_path / 'a', **settings, plain_designs=plain)
   assert again.trials == found.trials
   jax.tree.map(np.testing.assert_array_equal, again.params, found.params)
-  # 5x5 kernels are too large; the found network is scored, fit or not.
+  # 5x5 kernels are too large, and so may be what was found.
   sizes = {
     operator: space.count(space.filled(found.genotype, operator), height=8,
                           width=8)[0]
