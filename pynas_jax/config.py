@@ -174,8 +174,9 @@ def base() -> ml_collections.ConfigDict:
   # Ours: passes over a stage's cells, each given its best operator; 0 is off.
   s.refine_passes = 1
   s.score_steps = 150  # Training steps of the whole candidate, for its score.
-  # Ours: operators; with each in all cells, a network competes in every trial.
-  s.plain_designs = ()
+  # Ours: trials after these that change one cell of the best network so far;
+  # they train from new weights, so that train.inherit must be off.
+  s.local_trials = 0
   # Ours: what networks cost, in the alphas' loss: 'latency' of their layers on
   # this device, or 'macs', multiply-adds; both for one frame of `benchmark`.
   s.cost = 'none'
@@ -460,7 +461,7 @@ def validate(c: ml_collections.ConfigDict) -> None:
     'search.alpha_decay', 'search.first_score', 'data.eval_patch',
     'search.cost_weight', 'search.max_latency_ms',
     'search.max_params', 'search.max_gmacs', 'search.psnr_slack',
-    'search.refine_passes',
+    'search.refine_passes', 'search.local_trials',
   ):  # fmt: skip
     require(0 <= leaves[name] < math.inf, name, leaves[name], '0 or more')
   require(0 <= c.seed < 2**32, 'seed', c.seed, '0 to 4294967295')
@@ -526,10 +527,10 @@ def validate(c: ml_collections.ConfigDict) -> None:
       len(set(map(str, names))) == len(names) > 0, f'{group}.candidates', names,
       'operators, none twice',
     )  # fmt: skip
-  plain = c.search.plain_designs
+  local = c.search.local_trials
   require(
-    all(operator in candidates for operator in plain), 'search.plain_designs',
-    plain, f'some of model.candidates, {candidates}',
+    not (local and c.train.inherit), 'search.local_trials', local,
+    '0 with train.inherit, as there are no weights to inherit',
   )  # fmt: skip
   try:
     for operator in candidates:
@@ -589,9 +590,9 @@ def _validate_task(c: ml_collections.ConfigDict) -> None:
       c.search.refine_passes,
       "0 for the space 'hinas', where an edge may also be left out",
     )  # fmt: skip
-    plain = c.search.plain_designs
+    local = c.search.local_trials
     require(
-      not plain, 'search.plain_designs', plain, "() for the space 'hinas'"
+      local == 0, 'search.local_trials', local, "0 for the space 'hinas'"
     )
 
 

@@ -41,7 +41,8 @@ def _show(title: str, report: dict[str, Any]) -> None:
 def _search(config: ml_collections.ConfigDict, workdir: Path) -> None:
   result = api.search(config, workdir=workdir)
   rows = [
-    (f'{t["scheme"]}: PSNR', t.get('psnr', 'failed')) for t in result.trials
+    (f'{t["trial"] + 1}: {t["scheme"]}, PSNR', t.get('psnr', 'failed'))
+    for t in result.trials
   ]
   rows += list(api.describe_size(result.genotype).items())
   logbook.say(result.genotype.describe())

@@ -117,10 +117,10 @@ def test_bad_values_are_refused_and_named(name, value):
     ({'task': 'jpeg'}, '^data.jpeg_quality'),
     ({'space': 'hinas', 'search.cost': 'macs'}, '^search.cost'),
     (
-      {'space': 'hinas', 'search.refine_passes': 0,
-       'search.plain_designs': ('conv_3x3',)}, '^search.plain_designs',
+      {'space': 'hinas', 'search.refine_passes': 0, 'train.inherit': False,
+       'search.local_trials': 2}, "^search.local_trials is 2.*'hinas'",
     ),
-    ({'search.plain_designs': ('conv_7x7',)}, '^search.plain_designs'),
+    ({'search.local_trials': 2}, '^search.local_trials is 2.*train.inherit'),
     ({'space': 'hinas'}, '^search.refine_passes is 1; expected 0'),
   ],
 )

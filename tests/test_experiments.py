@@ -46,7 +46,8 @@ def test_equal_cost_is_equal(config):
   drawn = run.equal_cost_genotypes(rng, cheap, 12.0, 12)
   for genotype in drawn:
     assert abs(run.count(genotype) / 12.0 - 1) <= run.EQUAL_COST
-  assert {g.widths[0] for g in drawn} == set(cheap.search.base_widths)
+  widths = {g.widths[0] for g in drawn}
+  assert len(widths) > 3 and widths <= set(cheap.search.base_widths)
   designs = run.trivial_genotypes((1, 2), 12.0, config.model)
   assert set(designs) == {'conv_3x3', 'conv_5x5', 'conv_3x3_dil2'}
   for operator, genotype in designs.items():

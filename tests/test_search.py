@@ -1,5 +1,6 @@
 """Search: what moves and what does not, when it stops, what it proposes."""
 
+import dataclasses
 import json
 
 import jax
@@ -228,11 +229,19 @@ def test_search_tries_each_scheme_once_and_keeps_the_best(tmp_path):
   assert [t['psnr'] for t in again.trials] == [t['psnr'] for t in found.trials]
 
 
-def small_search(tmp_path, model=None, **search):
+def small_config(model=None, train=None, **search):
   c = config_lib.shrink(config_lib.base())
   c.search.num_steps, c.search.score_steps = 3, 2
   c.model.widths = (4,)
-  config_lib.override(c, {'search': search, 'model': model or {}})
+  config_lib.override(
+    c, {'search': search, 'model': model or {}, 'train': train or {}}
+  )
+  config_lib.validate(c)
+  return c
+
+
+def small_search(tmp_path, **settings):
+  c = small_config(**settings)
   with Logbook(tmp_path) as logbook:
     return hierarchical.search(c, workdir=tmp_path, logbook=logbook)
 
@@ -312,57 +321,138 @@ def test_schemes_that_cannot_keep_the_limits_are_not_tried(tmp_path):
   assert not (tmp_path / 'd').exists()
 
 
-def test_plain_designs_compete_if_they_keep_the_limits(tmp_path):
-  settings = {'schemes': ('1',), 'num_trials': 1}
-  plain = ('conv_3x3', 'conv_5x5')
-  found = small_search(tmp_path / 'a', **settings, plain_designs=plain)
-  (trial,) = found.trials
-  assert set(trial['designs']) == {'searched', *plain}
-  assert trial['psnr'] == found.psnr == max(trial['designs'].values())
-  assert trial['designs'][trial['design']] == trial['psnr']
-  cells = {op for scale in found.genotype.scales for op in scale.cells}
-  if trial['design'] != 'searched':
-    assert cells == {trial['design']}
-  again = small_search(tmp_path / 'a', **settings, plain_designs=plain)
-  assert again.trials == found.trials
-  jax.tree.map(np.testing.assert_array_equal, again.params, found.params)
-  # 5x5 kernels are too large, and so may be what was found.
-  sizes = {
-    operator: space.count(space.filled(found.genotype, operator), height=8,
-                          width=8)[0]
-    for space in [spaces.space_of(found.genotype)]
-    for operator in plain
-  }  # fmt: skip
-  few = small_search(
-    tmp_path / 'b', **settings, plain_designs=plain,
-    max_params=sizes['conv_5x5'] - 1,
-  )  # fmt: skip
-  assert set(few.trials[0]['designs']) <= {'searched', 'conv_3x3'}
-  assert 'conv_3x3' in few.trials[0]['designs']
+LOCAL = {
+  'search': {
+    'schemes': ('1',), 'num_trials': 1, 'base_widths': (3, 4, 6),
+    'max_params': 3000,
+  },
+  'train': {'inherit': False},
+}  # fmt: skip
 
 
-def test_the_better_design_wins(tmp_path, monkeypatch):
+def local_search(workdir, **search):
+  settings = LOCAL['search'] | search
+  return small_search(workdir, train=LOCAL['train'], **settings)
+
+
+def cells_of(genotype):
+  return sum((scale.cells for scale in genotype.scales), ())
+
+
+def better_with_each_separable_cell(monkeypatch):
   whole = train.train
 
   def train_(genotype, *args, **kwargs):
-    cells = {op for scale in genotype.scales for op in scale.cells}
-    psnr = 30.0 + (cells == {'conv_5x5'})
+    psnr = 30.0 + cells_of(genotype).count('sep_conv_3x3')
     return whole(genotype, *args, **kwargs)._replace(psnr=psnr)
 
   monkeypatch.setattr(train, 'train', train_)
-  found = small_search(
-    tmp_path, schemes=('1',), num_trials=1,
-    plain_designs=('conv_3x3', 'conv_5x5'),
+
+
+def test_local_trials_begin_with_plain_networks_of_the_limits_cost(tmp_path):
+  found = local_search(tmp_path, local_trials=3)
+  searched, *others = found.trials
+  assert 'local' not in searched and all(trial['local'] for trial in others)
+  networks = [genotype_lib.from_dict(t['genotype']) for t in found.trials]
+  tried = {cells_of(network) for network in networks}
+  assert {('conv_3x3',) * 2, ('conv_5x5',) * 2} < tried
+  for trial, network in zip(found.trials, networks, strict=True):
+    assert trial['params'] <= LOCAL['search']['max_params']
+    wider = [w for w in (3, 4, 6) if w > network.widths[0]]
+    for width in wider:
+      wide = dataclasses.replace(network, widths=(width,))
+      size = {'height': 8, 'width': 8}
+      assert spaces.space_of(wide).count(wide, **size)[0] > 3000
+  assert found.psnr == max(trial['psnr'] for trial in found.trials)
+
+
+def test_local_trials_climb_by_one_cell_and_are_resumed(tmp_path, monkeypatch):
+  better_with_each_separable_cell(monkeypatch)
+  # Without that plain network, which would be the best at once.
+  filled = spaces.SPACES['pynas'].filled
+  monkeypatch.setattr(
+    spaces.SPACES['pynas'], 'filled',
+    staticmethod(lambda g, operator: filled(
+      g, 'conv_3x3' if operator == 'sep_conv_3x3' else operator)),
   )  # fmt: skip
-  assert found.trials[0]['design'] == 'conv_5x5'
-  assert found.trials[0]['designs']['conv_3x3'] == 30.0
-  assert found.psnr == 31.0
-  cells = {op for scale in found.genotype.scales for op in scale.cells}
-  assert cells == {'conv_5x5'}
+  search = {'local_trials': 40, 'max_params': 0, 'base_widths': ()}
+  found = local_search(tmp_path, **search)
+  networks = [genotype_lib.from_dict(t['genotype']) for t in found.trials]
+  assert len(set(networks)) == len(networks)
+  assert cells_of(found.genotype) == ('sep_conv_3x3',) * 2
+  # It ends when the best has no neighbour that was not tried.
+  space = spaces.make_space(small_config())
+  assert set(space.neighbours(found.genotype)) <= set(networks)
+  assert len(found.trials) < 41
   # The weights are those of the winner.
-  space = spaces.space_of(found.genotype)
   network = base.init_params(KEY, space.network(found.genotype))
   assert jax.tree.structure(network) == jax.tree.structure(found.params)
+  lines = (tmp_path / 'trials.jsonl').read_text().splitlines(keepends=True)
+  (tmp_path / 'trials.jsonl').write_text(''.join(lines[:-2]))
+  again = local_search(tmp_path, **search)
+  for one, other in zip(found.trials, again.trials, strict=True):
+    assert one['genotype'] == other['genotype']
+  jax.tree.map(np.testing.assert_array_equal, again.params, found.params)
+
+
+def test_a_neighbour_that_fails_or_is_slow_is_not_tried_again(
+  tmp_path, monkeypatch
+):
+  whole, spent = train.train, []
+
+  def train_(genotype, *args, **kwargs):
+    if cells_of(genotype) == ('conv_5x5',) * 2:
+      raise train.TrainingError('the loss is nan at step 7')
+    spent.append(cells_of(genotype))
+    return whole(genotype, *args, **kwargs)
+
+  measure = cost.measure
+
+  def measure_(genotype, config):
+    slow = cells_of(genotype) == ('conv_3x3',) * 2
+    return measure(genotype, config) | {'latency_ms': 50.0 if slow else 20.0}
+
+  monkeypatch.setattr(train, 'train', train_)
+  monkeypatch.setattr(cost, 'measure', measure_)
+  found = local_search(tmp_path, local_trials=4, max_latency_ms=33.0)
+  assert len(found.trials) == 5
+  failed = {
+    cells_of(genotype_lib.from_dict(t['genotype'])): t['failed']
+    for t in found.trials[1:]
+    if 'failed' in t
+  }
+  assert 'the loss is nan' in failed.pop(('conv_5x5',) * 2)
+  ((slow, reason),) = failed.items()
+  assert slow == ('conv_3x3',) * 2
+  assert 'above search.max_latency_ms 33' in reason
+  assert slow not in spent
+
+
+def test_neighbours_differ_in_one_choice():
+  c = config_lib.shrink(config_lib.base())
+  operators = c.model.candidates
+  for share, choices in (('none', 2 * 4), ('cells', 4), ('weights', 4)):
+    c.model.share = share
+    space = spaces.make_space(c)
+    draft = space.draft((1, 2))
+    for stage in space.stages(draft):
+      alphas = space.init_alphas(KEY, draft, stage)
+      draft = space.derive(draft, stage, alphas)
+    genotype = space.genotype(draft)
+    neighbours = space.neighbours(genotype)
+    assert len(set(neighbours)) == len(neighbours)
+    assert len(neighbours) == choices * (len(operators) - 1)
+    for other in neighbours:
+      changed = [
+        (level, edge)
+        for level, (a, b) in enumerate(
+          zip(genotype.scales, other.scales, strict=True)
+        )
+        for edge, (x, y) in enumerate(zip(a.cells, b.cells, strict=True))
+        if x != y
+      ]
+      assert len({edge for _, edge in changed}) == 1
+      assert len(changed) == (1 if share == 'none' else 2)
 
 
 def test_time_budget_starts_no_further_trial(tmp_path):

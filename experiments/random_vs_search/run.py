@@ -34,7 +34,7 @@ from pynas_jax.genotype import ScaleGenotype
 from pynas_jax.search import schemes
 
 SCHEMES = ('1', '1-2', '1-4')
-CHEAP_WIDTHS = (1.0, 1.25, 1.5)  # Of --width: few scales may be wider.
+CHEAP_WIDTHS = range(8, 17)  # Eighths of --width: few scales may be wider.
 PAIRS_PER_SCENE = 12
 NUM_PHOTOS = {'train': 200, 'val': 40, 'test': 60}
 NUM_KERNELS = 4  # Ways that the camera shakes; few, to be learnt in minutes.
@@ -234,10 +234,12 @@ def make_searches(
     'PyNAS_d, cost': {
       'search.cost': 'macs',
       'search.cost_weight': 0.05,
-      'search.base_widths': tuple(round(f * width) for f in CHEAP_WIDTHS),
+      'search.base_widths': tuple(width * f // 8 for f in CHEAP_WIDTHS),
       'search.max_gmacs': count(small_dmphn(config.model)) / 2,
-      'search.num_trials': 5,
-      'search.plain_designs': ('conv_3x3', 'conv_5x5'),
+      'search.num_trials': 4,
+      'search.local_trials': 30,
+      # Networks are ranked by what they will be.
+      'search.score_steps': config.train.num_steps,
     },
   }
   searches = {}

@@ -1,16 +1,15 @@
 """Hierarchical search: schemes around stages (PyNAS Algorithm 1).
 
 A trial takes a scheme, searches its stages coarse to fine, each stacked on the
-ones before, trains the whole briefly and scores it. Plain designs, one operator
-in all cells, may compete: a supernet tells apart operators by hundredths of a
-decibel, and what it finds should be no worse than what needs no search (ours).
-The best trial within the limits wins, by the objective. A trial that fails is
-recorded, and the search goes on.
+ones before, trains the whole briefly and scores it. Local trials, ours, change
+one cell of the best network so far. The best trial within the limits wins, by
+the objective. A trial that fails is recorded, and the search goes on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+import functools
 import json
 from pathlib import Path
 import time
@@ -27,12 +26,12 @@ from pynas_jax.logbook import Logbook
 from pynas_jax.logbook import say
 from pynas_jax.search import bilevel
 from pynas_jax.search import cost
+from pynas_jax.search import local
 from pynas_jax.search import pareto
 from pynas_jax.search import schemes
 from pynas_jax.spaces import make_space
 
 TRIALS = 'trials.jsonl'
-SEARCHED = 'searched'  # A design that is not plain.
 # What may befall one architecture and not the next: a loss that is not a
 # number, or memory that does not suffice.
 FAILURES = (train_lib.TrainingError, jax.errors.JaxRuntimeError, MemoryError)
@@ -75,9 +74,8 @@ def search_scheme(
     name: Of this trial, such as 'search/trial0'.
 
   Returns:
-    The best architecture as `genotype`, its `psnr`, what it is as `design`,
-    SEARCHED or an operator, the scores of all `designs`, and a record for each
-    of the `stages`.
+    The architecture as `genotype`, its `psnr`, and a record for each of the
+    `stages`.
   """
   space = make_space(config)
   draft, params, records = space.draft(scheme), {}, []
@@ -88,44 +86,48 @@ def search_scheme(
       params=params, workdir=workdir, logbook=logbook, name=f'{name}/{stage}',
     )  # fmt: skip
     records.append(record)
-  found = space.genotype(draft)
-  genotypes = {SEARCHED: found} | {
-    operator: space.filled(found, operator)
-    for operator in config.search.plain_designs
-  }
-  fit = {
-    design: genotype
-    for design, genotype in genotypes.items()
-    if not cost.counted_beyond(genotype, config)
-  }
+  genotype = space.genotype(draft)
   # It begins as the training to come will: weights of a supernet favour schemes
   # of many stages, whose supernets were trained the longest.
-  designs = {
-    design: train_lib.train(
-      genotype, config, directory=workdir / score_name(name, design),
-      logbook=logbook, stage=score_name(name, design),
-      params=params if config.train.inherit else None,
-      num_steps=config.search.score_steps,
-    ).psnr
-    for design, genotype in (fit or {SEARCHED: found}).items()
-  }  # fmt: skip
-  best = max(designs, key=designs.__getitem__)
-  return {
-    'genotype': genotypes[best],
-    'psnr': designs[best],
-    'design': best,
-    'designs': designs,
-    'stages': records,
-  }
+  params = params if config.train.inherit else None
+  result = score(
+    genotype, config, workdir=workdir, logbook=logbook, name=name,
+    params=params,
+  )  # fmt: skip
+  return {'genotype': genotype, 'psnr': result.psnr, 'stages': records}
 
 
-def score_name(trial: str, design: str) -> str:
-  """Returns the name of a brief training.
+def score(
+  genotype: Genotype,
+  config: ml_collections.ConfigDict,
+  *,
+  workdir: Path,
+  logbook: Logbook,
+  name: str,
+  params: Any = None,
+) -> train_lib.TrainResult:
+  """Trains a network briefly; one that was, only reads its checkpoint."""
+  name = f'{name}/score'
+  return train_lib.train(
+    genotype, config, directory=workdir / name, logbook=logbook, stage=name,
+    params=params, num_steps=config.search.score_steps,
+  )  # fmt: skip
 
-  >>> score_name('search/trial0', 'conv_3x3')
-  'search/trial0/score_conv_3x3'
+
+def score_neighbour(
+  genotype: Genotype, config: ml_collections.ConfigDict, **run: Any
+) -> dict[str, Any]:
+  """Returns the `genotype` with its `psnr`, as `search_scheme`.
+
+  Raises:
+    TrainingError: If it is too slow: what it costs is known beforehand.
   """
-  return f'{trial}/score' + (f'_{design}' if design != SEARCHED else '')
+  s = config.search
+  if s.max_latency_ms:
+    beyond = cost.broken_limits(cost.measure(genotype, config), s)
+    if beyond:
+      raise train_lib.TrainingError(', '.join(beyond))
+  return {'genotype': genotype, 'psnr': score(genotype, config, **run).psnr}
 
 
 def read_trials(path: Path) -> list[dict[str, Any]]:
@@ -141,24 +143,24 @@ def read_trials(path: Path) -> list[dict[str, Any]]:
 
 
 def run_trial(
-  proposal: schemes.Proposal,
+  find: Callable[[], dict[str, Any]],
   config: ml_collections.ConfigDict,
   *,
-  workdir: Path,
-  logbook: Logbook,
   name: str,
 ) -> dict[str, Any]:
-  """Searches and scores one proposal, or goes on where it was stopped.
+  """Returns what the record of a trial says of its outcome.
+
+  Args:
+    find: Returns the architecture as `genotype` and its `psnr`, or goes on
+      where it was stopped.
+    config: Settings.
+    name: Of the trial, such as 'search/trial0'.
 
   Returns:
-    What the record of the trial says of its outcome: the architecture with its
-    score and costs, or that it `failed`, and why.
+    The architecture with its score and costs, or that it `failed`, and why.
   """
   try:
-    found = search_scheme(
-      proposal.scheme, proposal.apply(config), workdir=workdir,
-      logbook=logbook, name=name,
-    )  # fmt: skip
+    found = find()
     costs = cost.measure(found['genotype'], config)
   except FAILURES as error:
     reason = str(error).strip().partition('\n')[0]
@@ -191,6 +193,36 @@ def within_limits(
   return allowed
 
 
+def next_proposal(
+  trials: Sequence[dict[str, Any]],
+  allowed: Sequence[schemes.Proposal],
+  config: ml_collections.ConfigDict,
+) -> schemes.Proposal | None:
+  """Returns the scheme to search next, or None if it was the last."""
+  tried = [schemes.Proposal.from_dict(t) for t in trials if not is_local(t)]
+  if len(tried) >= config.search.num_trials:
+    return None
+  return schemes.propose(config.seed, tried, allowed)
+
+
+def next_neighbour(
+  trials: Sequence[dict[str, Any]], config: ml_collections.ConfigDict
+) -> Genotype | None:
+  """Returns the network to try beside the best, or None if that was all."""
+  if sum(map(is_local, trials)) >= config.search.local_trials:
+    return None
+  tried = [
+    genotype_lib.from_dict(t['genotype']) for t in trials if 'genotype' in t
+  ]
+  best = genotype_lib.from_dict(choose(trials, config.search)['genotype'])
+  return local.propose(config.seed, tried, best, config)
+
+
+def is_local(trial: dict[str, Any]) -> bool:
+  """Tells whether a record is of a local trial, not of a proposed scheme."""
+  return trial.get('local', False)
+
+
 def search(
   config: ml_collections.ConfigDict, *, workdir: Path, logbook: Logbook
 ) -> SearchResult:
@@ -218,41 +250,45 @@ def search(
   partial.write_text(text)
   partial.replace(path)
 
-  while len(trials) < s.num_trials:
+  while True:
     if 0 < s.max_hours < sum(t['seconds'] for t in trials) / 3600:
       say(f'stopped after {len(trials)} trials: search.max_hours is reached')
       break
-    tried = [schemes.Proposal.from_dict(trial) for trial in trials]
-    proposal = schemes.propose(config.seed, tried, allowed)
-    if proposal is None:
-      break
     number = len(trials)
-    say(f'trial {number + 1} of {s.num_trials}: scheme {proposal.describe()}')
+    name = f'search/trial{number}'
+    title = f'trial {number + 1} of {s.num_trials + s.local_trials} at most'
+    run = {'workdir': workdir, 'logbook': logbook, 'name': name}
+    proposal = next_proposal(trials, allowed, config)
+    if proposal is not None:
+      say(f'{title}: scheme {proposal.describe()}')
+      trial = {'trial': number, **proposal.to_dict()}
+      find = functools.partial(
+        search_scheme, proposal.scheme, proposal.apply(config), **run
+      )
+    else:
+      neighbour = next_neighbour(trials, config)
+      if neighbour is None:
+        break
+      say(f'{title}: {neighbour.describe()}')
+      trial = {
+        'trial': number,
+        **schemes.Proposal.of(neighbour).to_dict(),
+        'local': True,
+        'genotype': neighbour.to_dict(),
+      }
+      find = functools.partial(score_neighbour, neighbour, config, **run)
     began = time.monotonic()
-    outcome = run_trial(
-      proposal, config, workdir=workdir, logbook=logbook,
-      name=f'search/trial{number}',
-    )  # fmt: skip
-    trial = {
-      'trial': number,
-      **proposal.to_dict(),
-      **outcome,
-      'seconds': round(time.monotonic() - began, 3),
-    }
+    trial |= run_trial(find, config, name=name)
+    trial['seconds'] = round(time.monotonic() - began, 3)
     with path.open('a') as file:
       file.write(json.dumps(trial) + '\n')
     trials.append(trial)
 
   best = choose(trials, s)
   genotype = genotype_lib.from_dict(best['genotype'])
-  # Trials of before there were plain designs do not say what they are.
-  design = best.get('design', SEARCHED)
-  name = score_name(f'search/trial{best["trial"]}', design)
-  # Finished before: only reads its best checkpoint.
-  result = train_lib.train(
-    genotype, schemes.Proposal.from_dict(best).apply(config),
-    directory=workdir / name, logbook=logbook, stage=name,
-    num_steps=s.score_steps,
+  result = score(
+    genotype, config, workdir=workdir, logbook=logbook,
+    name=f'search/trial{best["trial"]}',
   )  # fmt: skip
   seconds = sum(trial['seconds'] for trial in trials)
   return SearchResult(genotype, result.params, best['psnr'], trials, seconds)

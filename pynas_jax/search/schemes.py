@@ -15,6 +15,7 @@ import ml_collections
 import numpy as np
 
 from pynas_jax import genotype as genotype_lib
+from pynas_jax.genotype import PyramidGenotype
 from pynas_jax.spaces import make_space
 
 
@@ -52,15 +53,26 @@ class Proposal(NamedTuple):
       record['base_width'],
     )  # fmt: skip
 
+  @classmethod
+  def of(cls, genotype: PyramidGenotype) -> Self:
+    """Returns the top-level variables of a network."""
+    return cls(genotype.scheme, genotype.unshuffle, genotype.widths[0])
+
   def apply(self, config: ml_collections.ConfigDict) -> Any:
     """Returns a copy of the settings with this proposal's model."""
     config = config.copy_and_resolve_references()
-    widths = config.model.widths
-    config.model.widths = tuple(
-      max(1, round(width * self.base_width / widths[0])) for width in widths
-    )
+    config.model.widths = scale_widths(config.model.widths, self.base_width)
     config.model.unshuffle = self.unshuffle
     return config
+
+
+def scale_widths(widths: tuple[int, ...], base_width: int) -> tuple[int, ...]:
+  """Returns widths that begin with another and keep their ratio.
+
+  >>> scale_widths((8, 16, 32), 10)
+  (10, 20, 40)
+  """
+  return tuple(max(1, round(w * base_width / widths[0])) for w in widths)
 
 
 def choices(config: ml_collections.ConfigDict) -> list[Proposal]:

@@ -89,12 +89,16 @@ class Space(Protocol):
     """Returns the numbers that the largest layer reads and writes, per pixel.
     """
 
-  # What follows is for `search.cost`, and none of a space without.
+  # What follows is for `search.cost` and `search.local_trials`, and none of a
+  # space without.
 
   def layers(
     self, genotype: Genotype, *, height: int, width: int
   ) -> list[list[Layer]]:
     """Returns the layers that an image of that size goes through, in groups."""
+
+  def neighbours(self, genotype: Genotype) -> list[Genotype]:
+    """Returns the networks that differ in one choice of the search."""
 
   def filled(self, genotype: Genotype, operator: str) -> Genotype:
     """Returns the network with one operator in all places that a search fills.

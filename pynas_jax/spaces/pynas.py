@@ -350,6 +350,28 @@ class PyNAS:
     )
     return dataclasses.replace(genotype, scales=scales)
 
+  def neighbours(self, genotype: PyramidGenotype) -> list[PyramidGenotype]:
+    levels = range(len(genotype.scales))
+    # Scales that share their cells change together.
+    together = [[i] for i in levels] if self.share == 'none' else [levels]
+    found = []
+    for group in together:
+      cells = genotype.scales[group[0]].cells
+      for edge, current in enumerate(cells):
+        for operator in self.operators:
+          if operator == current:
+            continue
+          changed = (*cells[:edge], operator, *cells[edge + 1 :])
+          half = self.num_edges // 2
+          scales = tuple(
+            dataclasses.replace(
+              scale, encoder=changed[:half], decoder=changed[half:]
+            ) if level in group else scale
+            for level, scale in enumerate(genotype.scales)
+          )  # fmt: skip
+          found.append(dataclasses.replace(genotype, scales=scales))
+    return found
+
   def edge_layers(
     self, draft: PyramidDraft, stage: str, *, height: int, width: int
   ) -> tuple[list[list[list[Layer]]], list[Layer]]:
