@@ -131,10 +131,13 @@ def open_workdir(
     splits: Those of the data that the run reads.
 
   Raises:
+    BusyError: If another process writes to the directory.
     SettingError: If the directory holds a run with other settings, which this
       one would spoil, or if data are missing or bad.
   """
   workdir = Path(workdir)
+  if workdir.is_dir():
+    logbook_lib.lock(workdir).release()  # Busy: sooner said than after checks.
   path = workdir / 'config.json'
   new = json.loads(config.to_json())
   if path.exists():

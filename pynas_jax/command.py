@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+import signal
 import sys
 
 from absl import flags
@@ -74,7 +75,7 @@ def run(
   Args:
     main: Takes the settings.
     failures: Errors of a run that cannot go on, which end it with status 1;
-      bad input ends it with status 2.
+      bad input ends it with status 2, Ctrl-C with 130.
   """
   logging.set_verbosity(logging.WARNING)
   try:
@@ -88,3 +89,6 @@ def run(
   except failures as error:
     print(f'Error: {error}', file=sys.stderr)
     sys.exit(1)
+  except KeyboardInterrupt:
+    print('Stopped; the same command goes on.', file=sys.stderr)
+    sys.exit(128 + signal.SIGINT)

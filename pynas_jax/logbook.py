@@ -15,14 +15,17 @@ import math
 import numbers
 import os
 import pathlib
+import socket
 import time
 from typing import Any, Self
 
+import filelock
 from rich import console as rich_console
 from rich import progress as rich_progress
 from rich import table as rich_table
 
 FILE_NAME = 'metrics.jsonl'
+LOCK, OWNER = '.lock', '.lock.owner'
 PLAIN_SECONDS = 10.0  # Between lines of progress where there is no terminal.
 
 
@@ -73,6 +76,36 @@ def _number(value: Any) -> int | float | None:
   return value if math.isfinite(value) else None
 
 
+class BusyError(ValueError):
+  """A working directory that another process writes to."""
+
+
+def lock(workdir: str | os.PathLike) -> filelock.FileLock:
+  """Takes a working directory, so that no two runs write to it.
+
+  Args:
+    workdir: Folder of a run; must be there.
+
+  Returns:
+    The lock, to be released; the system releases that of a killed process.
+
+  Raises:
+    BusyError: Names the process that has it.
+  """
+  workdir = pathlib.Path(workdir)
+  held, owner = filelock.FileLock(workdir / LOCK), workdir / OWNER
+  try:
+    held.acquire(blocking=False)
+  except filelock.Timeout:
+    who = owner.read_text() if owner.exists() else 'another process'
+    raise BusyError(
+      f'{workdir} is in use by {who}. Wait for it, stop it, or use another '
+      'workdir.'
+    ) from None
+  owner.write_text(f'process {os.getpid()} on {socket.gethostname()}')
+  return held
+
+
 class Logbook:
   """Appends records to `metrics.jsonl`, and the like to TensorBoard.
 
@@ -85,9 +118,13 @@ class Logbook:
 
     Args:
       workdir: Folder of the run; made if need be.
+
+    Raises:
+      BusyError: If another process has it open.
     """
     self._workdir = pathlib.Path(workdir)
     self._workdir.mkdir(parents=True, exist_ok=True)
+    self._lock = lock(workdir)
     self._path = self._workdir / FILE_NAME
     self._writers: dict[str, Any] = {}  # tensorboardX.SummaryWriter.
     self._open(read_records(workdir))
@@ -158,6 +195,7 @@ class Logbook:
     self._file.close()
     while self._writers:
       self._writers.popitem()[1].close()
+    self._lock.release()
 
   def __enter__(self) -> Self:
     return self

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
+from pynas_jax import interruption
 from pynas_jax import losses
 from pynas_jax import metrics
 from pynas_jax import parallel
@@ -200,38 +201,47 @@ def train(
       state = arrays['state']
       batches.set_state(meta['data'])
     logbook.rewind(stage, start)
-    with progress(num_steps, stage, start=start) as bar:
+    with (
+      interruption.deferred() as interrupted,
+      progress(num_steps, stage, start=start) as bar,
+    ):
       loss, launched = None, parallel.Launched(start)
       for step in range(start + 1, num_steps + 1):
         state, figures = step_fn(state, batches.take(loss), key)
         loss = figures['loss']
         launched.add(step, loss)
-        if step % t.eval_every and step < num_steps:
+        is_scored = step % t.eval_every == 0 or step == num_steps
+        stop = interrupted()
+        if not (is_scored or stop):
           bar.update(launched.done)
           continue
         value = float(loss)
         check_finite(value, what=stage, step=step)
         best = state.averaged if t.ema_decay else state.params
-        psnr = score(best, held_out)
-        bar.update(step, loss=value, psnr=psnr)
-        logbook.write(
-          stage, step, {
-            'train/loss': value,
-            'train/grad_norm': float(figures['grad_norm']),
-            'validation/psnr': psnr,
-            'data/wait_fraction': batches.wait_fraction(),
-          },
-        )  # fmt: skip
+        # Without a score, a step that a stop has saved is never the best.
+        scores = {'psnr': score(best, held_out)} if is_scored else {}
+        bar.update(step, loss=value, **scores)
+        if is_scored:
+          logbook.write(
+            stage, step, {
+              'train/loss': value,
+              'train/grad_norm': float(figures['grad_norm']),
+              'validation/psnr': scores['psnr'],
+              'data/wait_fraction': batches.wait_fraction(),
+            },
+          )  # fmt: skip
         checkpoints.save(
           step,
           arrays={'state': state, 'params': best},
           meta={
             'genotype': genotype.to_dict(),
             'data': batches.get_state(),
-            'psnr': psnr,
+            **scores,
           },
-          metrics={'psnr': psnr},
+          metrics=scores,
         )
+        if stop:
+          break
     best_step = checkpoints.best()
     arrays, meta = checkpoints.restore(best_step, {'params': fresh})
     return TrainResult(arrays['params'], meta['psnr'], num_steps)

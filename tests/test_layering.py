@@ -21,7 +21,7 @@ ORDER = (
   'nn.layers',
   'spaces.base', 'spaces.pynas', 'spaces.hinas_paths', 'spaces.hinas_modules',
   'spaces.hinas', 'spaces.nafnet', 'spaces.dmphn', 'spaces',
-  'command', 'logbook',
+  'command', 'logbook', 'interruption',
   'data', 'data.blur', 'data.degrade', 'data.augment', 'data.files',
   'data.faults', 'data.builders.base', 'data.builders.deblurring',
   'data.builders.restoration', 'data.builders', 'data.sources',

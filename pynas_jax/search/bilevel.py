@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
+from pynas_jax import interruption
 from pynas_jax import losses
 from pynas_jax import parallel
 from pynas_jax import train as train_lib
@@ -343,7 +344,24 @@ def search_stage(
       stopping = Stopping(**meta['stopping'])
     logbook.rewind(name, start)
     end = start if stopping.reason else s.num_steps
-    with progress(s.num_steps, name, start=start) as bar:
+
+    def save(step: int, scores: dict[str, float], **meta: float) -> None:
+      checkpoints.save(
+        step,
+        arrays={'state': state},
+        meta={
+          'weight_data': weight_batches.get_state(),
+          'alpha_data': alpha_batches.get_state(),
+          'stopping': dataclasses.asdict(stopping),
+          **meta,
+        },
+        metrics=scores,
+      )
+
+    with (
+      interruption.deferred() as interrupted,
+      progress(s.num_steps, name, start=start) as bar,
+    ):
       running, launched = None, parallel.Launched(start)
       for step in range(start + 1, end + 1):
         batch = weight_batches.take(running)
@@ -357,9 +375,13 @@ def search_stage(
           )
           running = alpha_figures['loss']
         launched.add(step, running)
+        stop = interrupted()
         if step % s.eval_every and step < s.num_steps:
           bar.update(launched.done)
-          continue
+          if not stop:
+            continue
+          save(step, {})  # Without a score, it is never the best.
+          break
 
         loss = float(figures['loss'])
         train_lib.check_finite(loss, what=name, step=step)
@@ -391,17 +413,9 @@ def search_stage(
           train_lib.check_finite(objective, what=f'{name}, alphas', step=step)
           record['alphas/objective'] = objective
         logbook.write(name, step, record)
-        checkpoints.save(
-          step,
-          arrays={'state': state},
-          meta={
-            'weight_data': weight_batches.get_state(),
-            'alpha_data': alpha_batches.get_state(),
-            'stopping': dataclasses.asdict(stopping),
-            'psnr': psnr,
-          },
-          metrics={'rank': rank},
-        )
+        save(step, {'rank': rank}, psnr=psnr)
+        if stop:
+          break
         if stopping.reason:
           say(f'{name}: stopped at step {step}: {stopping.reason}')
           break
