@@ -1,6 +1,7 @@
 """Search: what moves and what does not, when it stops, what it proposes."""
 
 import dataclasses
+import functools
 import json
 
 import jax
@@ -20,6 +21,7 @@ from pynas_jax.nn import gates
 from pynas_jax.search import bilevel
 from pynas_jax.search import cost
 from pynas_jax.search import hierarchical
+from pynas_jax.search import local
 from pynas_jax.search import refine
 from pynas_jax.search import schemes
 from pynas_jax.search.stopping import Stopping
@@ -349,21 +351,31 @@ def better_with_each_separable_cell(monkeypatch):
   monkeypatch.setattr(train, 'train', train_)
 
 
-def test_local_trials_begin_with_plain_networks_of_the_limits_cost(tmp_path):
-  found = local_search(tmp_path, local_trials=3)
-  searched, *others = found.trials
-  assert 'local' not in searched and all(trial['local'] for trial in others)
-  networks = [genotype_lib.from_dict(t['genotype']) for t in found.trials]
-  tried = {cells_of(network) for network in networks}
-  assert {('conv_3x3',) * 2, ('conv_5x5',) * 2} < tried
-  for trial, network in zip(found.trials, networks, strict=True):
-    assert trial['params'] <= LOCAL['search']['max_params']
-    wider = [w for w in (3, 4, 6) if w > network.widths[0]]
-    for width in wider:
-      wide = dataclasses.replace(network, widths=(width,))
-      size = {'height': 8, 'width': 8}
-      assert spaces.space_of(wide).count(wide, **size)[0] > 3000
-  assert found.psnr == max(trial['psnr'] for trial in found.trials)
+def test_local_search_fits_what_was_found_then_tries_plain_networks():
+  c = small_config(train=LOCAL['train'], local_trials=9, **LOCAL['search'])
+  space = spaces.make_space(c)
+  size = {'height': 8, 'width': 8}
+  draft = space.derive(space.draft((1,)), 'scale1', jnp.array([[0, 1.0]] * 2))
+  wide = dataclasses.replace(space.genotype(draft), widths=(64,))
+  tried = [wide]
+  propose = functools.partial(local.propose, 0, tried, [wide], config=c)
+  # What was searched breaks the limits, so that there is no best one yet.
+  fitted = propose(choose_best=None)
+  tried.append(fitted)
+  assert cells_of(fitted) == cells_of(wide) and fitted.widths < wide.widths
+  while len(tried) < 7:
+    tried.append(propose(choose_best=lambda: fitted))
+  # It is 5x5 everywhere itself.
+  plain = ('conv_3x3', 'conv_3x3_dil2', 'sep_conv_3x3')
+  assert [cells_of(g) for g in tried[2:5]] == [(o,) * 2 for o in plain]
+  for network in tried[5:]:
+    assert sum(o != 'conv_5x5' for o in cells_of(network)) == 1
+  for network in tried[1:]:
+    assert space.count(network, **size)[0] <= 3000
+    for width in (3, 4, 6):
+      if width > network.widths[0]:
+        wider = dataclasses.replace(network, widths=(width,))
+        assert space.count(wider, **size)[0] > 3000
 
 
 def test_local_trials_climb_by_one_cell_and_are_resumed(tmp_path, monkeypatch):

@@ -236,7 +236,7 @@ def make_searches(
       'search.cost_weight': 0.05,
       'search.base_widths': tuple(width * f // 8 for f in CHEAP_WIDTHS),
       'search.max_gmacs': count(small_dmphn(config.model)) / 2,
-      'search.num_trials': 4,
+      'search.num_trials': 3,
       'search.local_trials': 30,
       # Networks are ranked by what they will be.
       'search.score_steps': config.train.num_steps,

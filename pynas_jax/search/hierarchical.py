@@ -8,7 +8,7 @@ the objective. A trial that fails is recorded, and the search goes on.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 import functools
 import json
 from pathlib import Path
@@ -211,11 +211,18 @@ def next_neighbour(
   """Returns the network to try beside the best, or None if that was all."""
   if sum(map(is_local, trials)) >= config.search.local_trials:
     return None
-  tried = [
-    genotype_lib.from_dict(t['genotype']) for t in trials if 'genotype' in t
-  ]
-  best = genotype_lib.from_dict(choose(trials, config.search)['genotype'])
-  return local.propose(config.seed, tried, best, config)
+  known = [t for t in trials if 'genotype' in t]
+
+  def networks(records: Iterable[dict[str, Any]]) -> list[Genotype]:
+    return [genotype_lib.from_dict(t['genotype']) for t in records]
+
+  return local.propose(
+    config.seed,
+    networks(known),
+    networks(t for t in known if not is_local(t)),
+    lambda: networks([choose(trials, config.search)])[0],
+    config,
+  )
 
 
 def is_local(trial: dict[str, Any]) -> bool:

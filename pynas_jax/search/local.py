@@ -3,15 +3,15 @@
 A supernet tells the operators of a cell apart by hundredths of a decibel, and
 not always rightly; a brief training of the network itself ranks it as the
 training to come does. Source: local search by first improvement (White et al.,
-UAI 2021). Ours: plain networks, one operator in all cells, come first, so that
-what is found is no worse by its score than what needs no search; and all are as
-wide as the limits and `search.base_widths` allow: a cheap operator buys
-channels.
+UAI 2021). Ours: all networks are as wide as the limits and `search.base_widths`
+allow, so that a cheap operator buys channels. It begins with what was searched,
+so fitted, and with plain networks, one operator in all cells: what is found is
+then no worse, by its score, than what needs no search.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterable, Sequence
 import dataclasses
 
 import ml_collections
@@ -49,10 +49,11 @@ def widen(
 def propose(
   seed: int,
   tried: Collection[Genotype],
-  best: Genotype,
+  searched: Sequence[Genotype],
+  choose_best: Callable[[], Genotype],
   config: ml_collections.ConfigDict,
 ) -> Genotype | None:
-  """Returns the next neighbour of the best network, or None when none is left.
+  """Returns the next network to try, or None when none is left.
 
   The choice depends on the seed and on what was tried, so a resumed search
   proposes what the uninterrupted one does.
@@ -60,19 +61,22 @@ def propose(
   Args:
     seed: Of the search.
     tried: Networks that have a score, or failed.
-    best: Whose neighbours are proposed.
+    searched: Networks of the trials that searched a scheme.
+    choose_best: Returns the best network so far.
     config: Settings.
   """
-  space = make_space(config)
 
-  def untried(genotypes: list[Genotype]) -> list[Genotype]:
+  def untried(genotypes: Iterable[Genotype]) -> list[Genotype]:
     wide = (widen(genotype, config) for genotype in genotypes)
     return [genotype for genotype in wide if genotype and genotype not in tried]
 
+  if fitted := untried(searched):
+    return fitted[0]
+  space, best = make_space(config), choose_best()
   operators = (o for o in config.model.candidates if o != 'zero')
-  if plain := untried([space.filled(best, o) for o in operators]):
+  if plain := untried(space.filled(best, o) for o in operators):
     return plain[0]
-  left = untried([best, *space.neighbours(best)])
+  left = untried(space.neighbours(best))
   if not left:
     return None
   rng = np.random.default_rng([seed, len(tried)])
