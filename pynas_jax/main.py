@@ -50,12 +50,13 @@ def _search(config: ml_collections.ConfigDict, workdir: Path) -> None:
 
 
 def _train(config: ml_collections.ConfigDict, workdir: Path) -> None:
-  start = config.train.start_from
+  start, params = config.train.start_from, None
   if start and not config.genotype:
-    genotype = api.load(start).genotype
+    trained = api.load(start)
+    genotype, params = trained.genotype, trained.params
   else:
     genotype = restorer_lib.read_genotype(config.genotype or workdir)
-  restorer = api.train(genotype, config, workdir=workdir)
+  restorer = api.train(genotype, config, workdir=workdir, params=params)
   _evaluate_restorer(restorer, config, workdir)
 
 
