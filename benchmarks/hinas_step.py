@@ -10,8 +10,6 @@ last line is one JSON object.
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import time
 
@@ -19,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks import measure
 from pynas_jax import config as config_lib
 from pynas_jax import parallel
 from pynas_jax import spaces
@@ -43,7 +42,7 @@ def make_steps(config):
   return steps, bilevel.init_state(params, alphas, config.search)
 
 
-def measure(config, batch, runs: int) -> dict[str, float]:
+def measure_steps(config, batch, runs: int) -> dict[str, float]:
   """Returns memory and, if there are runs, times of the two steps."""
   result = {}
   steps, state = make_steps(config)
@@ -62,7 +61,9 @@ def measure(config, batch, runs: int) -> dict[str, float]:
     result[f'{name}_temp_mib'] = memory.temp_size_in_bytes / 2**20
     if not runs:
       continue
-    current, _ = jax.block_until_ready(mapped(state, batch, KEY))
+    current, _ = mapped(state, batch, KEY)
+    # Once more: a state that a step returned is laid out in another way.
+    current, _ = jax.block_until_ready(mapped(current, batch, KEY))
     times = []
     for _ in range(runs):
       began = time.perf_counter()
@@ -74,7 +75,7 @@ def measure(config, batch, runs: int) -> dict[str, float]:
 
 def main() -> None:
   """Measures and prints."""
-  parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
+  parser = measure.make_parser(__doc__)
   parser.add_argument('--sharing', default='on,off', help='on, off or both')
   parser.add_argument('--layers', type=int, default=3)
   parser.add_argument('--nodes', type=int, default=4)
@@ -90,25 +91,21 @@ def main() -> None:
   shape = (1, args.batch, args.crop, args.crop, 3)  # For one device.
   pixels = np.random.default_rng(0).random(shape, np.float32)
   batch = {name: jnp.asarray(pixels) for name in ('blurred', 'sharp')}
-  device = jax.devices()[0]
-  result = vars(args) | {
-    'device': f'{device.platform}: {device.device_kind}',
-    'jax': jax.__version__,
-  }
+  rows, summary = [], vars(args)
   for sharing in args.sharing.split(','):
     config.hinas.share_cells = sharing == 'on'
-    result[sharing] = measure(config, batch, args.runs)
+    row = {'cells_shared': sharing, **measure_steps(config, batch, args.runs)}
     if args.runs:
-      s, own = config.search, result[sharing]
-      own['search_hours'] = (
-        s.num_steps * own['weight_s']
-        + (s.num_steps - s.warmup_steps) * own['alpha_s']
+      s = config.search
+      row['search_hours'] = (
+        s.num_steps * row['weight_s']
+        + (s.num_steps - s.warmup_steps) * row['alpha_s']
       ) / 3600
-    print(sharing, result[sharing], flush=True)
-  if {'on', 'off'} <= set(result):
-    memory = {k: result[k]['weight_temp_mib'] for k in ('on', 'off')}
-    result['off_to_on_temp'] = memory['off'] / memory['on']
-  print(json.dumps(result))
+    rows.append(row)
+  memory = {row['cells_shared']: row['weight_temp_mib'] for row in rows}
+  if {'on', 'off'} <= set(memory):
+    summary['off_to_on_temp'] = memory['off'] / memory['on']
+  measure.report('Steps of HiNAS', rows, summary)
 
 
 if __name__ == '__main__':

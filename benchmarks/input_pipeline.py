@@ -11,7 +11,6 @@ line is one JSON object.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 import statistics
 import tempfile
@@ -20,9 +19,8 @@ import time
 import ml_collections
 import numpy as np
 from PIL import Image
-from rich import console
-from rich import table
 
+from benchmarks import measure
 from pynas_jax import config as config_lib
 from pynas_jax.data import builders
 from pynas_jax.data import degrade
@@ -80,7 +78,7 @@ def make_kinds(
 
 def main() -> None:
   """Measures and prints."""
-  parser = argparse.ArgumentParser(description=__doc__)
+  parser = measure.make_parser(__doc__)
   parser.add_argument('--frames', type=int, default=12, help='to store')
   parser.add_argument('--crop', type=int, default=256, help='pixels')
   parser.add_argument('--batch', type=int, default=8, help='crops')
@@ -102,20 +100,14 @@ def main() -> None:
         seconds = time.perf_counter() - began
         if round_:  # The first is warm-up.
           rates[kind].append(3 * args.batch / seconds)
-  rows = {kind: statistics.median(values) for kind, values in rates.items()}
-  whole = rows['prepared PNG frames']
-  shown = table.Table('storage', 'crops/s', 'of whole PNG frames')
-  for kind, rate in rows.items():
-    shown.add_row(kind, f'{rate:.1f}', f'{rate / whole:.2f}x')
-  console.Console().print(shown)
-  print(
-    json.dumps({
-      'crop': args.crop,
-      'batch': args.batch,
-      'crops_per_second': rows,
-      'tiles_over_frames': rows['prepared PNG tiles'] / whole,
-    })
-  )
+  medians = {kind: statistics.median(values) for kind, values in rates.items()}
+  whole = medians['prepared PNG frames']
+  rows = [
+    {'storage': kind, 'crops_per_s': rate, 'to_png_frames': rate / whole}
+    for kind, rate in medians.items()
+  ]
+  summary = {'tiles_over_frames': medians['prepared PNG tiles'] / whole}
+  measure.report('Training crops', rows, summary | vars(args))
 
 
 if __name__ == '__main__':
