@@ -1,7 +1,7 @@
 """Scores a trained network, times it and puts it in the box.
 
   python -m experiments.box.release --run=runs/box_fine --data=data/box \
-    --name=fast
+    --name=fast --minutes=102
 
 Scores are those of scenes that no training saw: pairs of video by exposure, all
 of them and those that are neither all but sharp nor all smear; shaken
@@ -33,15 +33,15 @@ from pynas_jax.deploy.restorer import Restorer
 NAMES = ('psnr_input', 'ssim_input', 'psnr', 'ssim')
 DATA = (
   'Pairs made from eight videos by interpolating between frames (exposures of '
-  '1 and 2 frame intervals), and photographs blurred by random walks, evenly '
+  'up to 2 frame intervals), and photographs blurred by random walks, evenly '
   'or varying over the frame, with noise and JPEG. Scored on four other videos '
   'and on other photographs. See experiments/box.'
 )
 LIMITS = (
-  'Trained for 102 minutes on one core of a CPU: it takes off mild blur and '
+  'Trained for {} minutes on one core of a CPU: it takes off mild blur and '
   'leaves sharp pictures alone. Strong motion blur stays.'
 )
-GROUPS = {'pairs1': 'video, exposure 1', 'pairs2': 'video, exposure 2'}
+GROUPS = {f'pairs{x}': f'video, exposure {x}' for x in ('0.5', '1', '2')}
 BLURRY = Path(pynas_jax.__file__).parent / 'data' / 'blurry' / 'girl.jpg'
 MAX_SHARP = 60  # Sharp pictures; they differ less than blurred ones.
 
@@ -117,6 +117,7 @@ def main() -> None:
   parser.add_argument('--run', type=Path, required=True, help='workdir')
   parser.add_argument('--data', type=Path, required=True, help='of make_data')
   parser.add_argument('--name', required=True, help='of the network')
+  parser.add_argument('--minutes', type=int, required=True, help='of training')
   args = parser.parse_args()
   restorer = Restorer.from_pretrained(args.run)
   rows = score(restorer, args.data)
@@ -131,7 +132,7 @@ def main() -> None:
       if name in row
     },
     timings=tuple(timings),
-    limits=LIMITS,
+    limits=LIMITS.format(args.minutes),
   )
   restorer.save_pretrained(
     release.MODELS / args.name, card=card, samples=sample(restorer)
@@ -139,8 +140,8 @@ def main() -> None:
   logbook.write_json(
     Path(__file__).parent / f'{args.name}.json',
     {
-      'command': 'python -m experiments.box.release --run=runs/box_fine '
-      f'--data=data/box --name={args.name}',
+      'command': f'python -m experiments.box.release --run=runs/{args.run.name}'
+      f' --data=data/box --name={args.name} --minutes={args.minutes}',
       'rows': rows,
       'timings': timings,
       'versions': api.versions(),

@@ -237,7 +237,7 @@ def make_searches(
       'search.base_widths': tuple(width * f // 8 for f in CHEAP_WIDTHS),
       'search.max_gmacs': count(small_dmphn(config.model)) / 2,
       'search.num_trials': 3,
-      'search.local_trials': 30,
+      'search.local_trials': 24,
       # Networks are ranked by what they will be.
       'search.score_steps': config.train.num_steps,
     },
