@@ -27,6 +27,14 @@ from pynas_jax.spaces import make_space
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
+@pytest.fixture(autouse=True)
+def python_handles_sigint():
+  """It does not where a shell runs the tests in the background."""
+  old = signal.signal(signal.SIGINT, signal.default_int_handler)
+  yield
+  signal.signal(signal.SIGINT, old)
+
+
 def test_a_signal_waits_for_the_end_of_the_block():
   handlers = [signal.getsignal(number) for number in interruption.SIGNALS]
   steps = []
@@ -171,12 +179,16 @@ def test_commands_save_and_say_how_they_were_stopped(tmp_path):
       command, cwd=ROOT, text=True, stderr=subprocess.PIPE,
       env=os.environ | {'XLA_FLAGS': ''},
     ) as process:  # fmt: skip
+      # A stop that is not heard fails, and does not hang.
+      late = threading.Timer(240, process.kill)
+      late.start()
       for line in process.stderr:
         step = re.match(r'train +(\d+)/', line)
         if step and int(step[1]) > steps[-1]:
           break
       process.send_signal(number)
       output = process.stderr.read()
+      late.cancel()
     assert process.returncode == status, output
     assert f'{number.name}: saved, and stopped' in output
     assert 'Traceback' not in output
