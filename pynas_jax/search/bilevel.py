@@ -375,16 +375,17 @@ def search_stage(
           )
           running = alpha_figures['loss']
         launched.add(step, running)
+        is_scored = step % s.eval_every == 0 or step == s.num_steps
         stop = interrupted()
-        if step % s.eval_every and step < s.num_steps:
+        if not (is_scored or stop):
           bar.update(launched.done)
-          if not stop:
-            continue
-          save(step, {})  # Without a score, it is never the best.
-          break
+          continue
 
         loss = float(figures['loss'])
         train_lib.check_finite(loss, what=name, step=step)
+        if not is_scored:
+          save(step, {})  # Without a score, it is never the best.
+          break
         gates = space.decode(state.alphas)
         if s.score == 'supernet':
           gates = gates_lib.mixture(state.alphas)
