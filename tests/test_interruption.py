@@ -146,7 +146,7 @@ def test_stopped_and_resumed_it_ends_as_if_never_stopped(
 
 def test_a_workdir_in_use_is_refused_with_the_owner(tmp_path):
   code = (
-    'import sys, pathlib; from pynas_jax.logbook import Logbook\n'
+    'import sys; from pynas_jax.logbook import Logbook\n'
     f'book = Logbook({str(tmp_path)!r}); print("open", flush=True)\n'
     'sys.stdin.read()'
   )

@@ -74,8 +74,8 @@ def search_scheme(
     name: Of this trial, such as 'search/trial0'.
 
   Returns:
-    The architecture as `genotype`, its `psnr`, and a record for each of the
-    `stages`.
+    The architecture as `genotype`, its `psnr`, a record for each of the
+    `stages`, and what it costs, as `cost.measure`.
   """
   space = make_space(config)
   draft, params, records = space.draft(scheme), {}, []
@@ -94,7 +94,12 @@ def search_scheme(
     genotype, config, workdir=workdir, logbook=logbook, name=name,
     params=params,
   )  # fmt: skip
-  return {'genotype': genotype, 'psnr': result.psnr, 'stages': records}
+  return {
+    'genotype': genotype,
+    'psnr': result.psnr,
+    'stages': records,
+    **cost.measure(genotype, config),
+  }
 
 
 def score(
@@ -117,17 +122,21 @@ def score(
 def score_neighbour(
   genotype: Genotype, config: ml_collections.ConfigDict, **run: Any
 ) -> dict[str, Any]:
-  """Returns the `genotype` with its `psnr`, as `search_scheme`.
+  """Returns the `genotype`, its `psnr` and costs, as `search_scheme`.
+
+  Args:
+    genotype: The network.
+    config: Settings.
+    **run: `workdir`, `logbook` and `name`, as for `search_scheme`.
 
   Raises:
-    TrainingError: If it is too slow: what it costs is known beforehand.
+    TrainingError: If it is beyond the limits; then it is not trained.
   """
-  s = config.search
-  if s.max_latency_ms:
-    beyond = cost.broken_limits(cost.measure(genotype, config), s)
-    if beyond:
-      raise train_lib.TrainingError(', '.join(beyond))
-  return {'genotype': genotype, 'psnr': score(genotype, config, **run).psnr}
+  costs = cost.measure(genotype, config)
+  if beyond := cost.broken_limits(costs, config.search):
+    raise train_lib.TrainingError(', '.join(beyond))
+  psnr = score(genotype, config, **run).psnr
+  return {'genotype': genotype, 'psnr': psnr, **costs}
 
 
 def read_trials(path: Path) -> list[dict[str, Any]]:
@@ -151,8 +160,8 @@ def run_trial(
   """Returns what the record of a trial says of its outcome.
 
   Args:
-    find: Returns the architecture as `genotype` and its `psnr`, or goes on
-      where it was stopped.
+    find: Returns the architecture as `genotype`, its `psnr` and costs, or goes
+      on where it was stopped.
     config: Settings.
     name: Of the trial, such as 'search/trial0'.
 
@@ -161,14 +170,12 @@ def run_trial(
   """
   try:
     found = find()
-    costs = cost.measure(found['genotype'], config)
   except FAILURES as error:
     reason = str(error).strip().partition('\n')[0]
     say(f'{name} failed: {reason}')
     return {'failed': f'{type(error).__name__}: {reason}'}
   return found | {
-    **costs,
-    'beyond': cost.broken_limits(costs, config.search),
+    'beyond': cost.broken_limits(found, config.search),
     'genotype': found['genotype'].to_dict(),
   }
 

@@ -36,11 +36,12 @@ def widen(
   Returns:
     The network, or None if it breaks the limits at every width.
   """
-  for base_width in sorted(config.search.base_widths, reverse=True) or (None,):
-    sized = genotype
-    if base_width is not None:
-      widths = schemes.scale_widths(config.model.widths, base_width)
-      sized = dataclasses.replace(genotype, widths=widths)
+  choices = [
+    schemes.scale_widths(config.model.widths, base_width)
+    for base_width in sorted(config.search.base_widths, reverse=True)
+  ]
+  for widths in choices or [genotype.widths]:
+    sized = dataclasses.replace(genotype, widths=widths)
     if not cost.counted_beyond(sized, config):
       return sized
   return None

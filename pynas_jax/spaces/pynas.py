@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 import dataclasses
+import itertools
 import re
 from typing import Any
 
@@ -343,33 +344,25 @@ class PyNAS:
 
   @staticmethod
   def filled(genotype: PyramidGenotype, operator: str) -> PyramidGenotype:
-    half = (operator,) * len(genotype.scales[0].encoder)
-    scales = tuple(
-      dataclasses.replace(scale, encoder=half, decoder=half)
-      for scale in genotype.scales
-    )
-    return dataclasses.replace(genotype, scales=scales)
+    cells = [(operator,) * len(scale.cells) for scale in genotype.scales]
+    return _with_cells(genotype, cells)
 
   def neighbours(self, genotype: PyramidGenotype) -> list[PyramidGenotype]:
     levels = range(len(genotype.scales))
     # Scales that share their cells change together.
-    together = [[i] for i in levels] if self.share == 'none' else [levels]
+    groups = [[i] for i in levels] if self.share == 'none' else [levels]
+    old = [scale.cells for scale in genotype.scales]
+    edges = range(len(old[0]))
     found = []
-    for group in together:
-      cells = genotype.scales[group[0]].cells
-      for edge, current in enumerate(cells):
-        for operator in self.operators:
-          if operator == current:
-            continue
-          changed = (*cells[:edge], operator, *cells[edge + 1 :])
-          half = self.num_edges // 2
-          scales = tuple(
-            dataclasses.replace(
-              scale, encoder=changed[:half], decoder=changed[half:]
-            ) if level in group else scale
-            for level, scale in enumerate(genotype.scales)
-          )  # fmt: skip
-          found.append(dataclasses.replace(genotype, scales=scales))
+    for group, edge, operator in itertools.product(
+      groups, edges, self.operators
+    ):
+      if operator == old[group[0]][edge]:
+        continue
+      cells = list(old)
+      for level in group:
+        cells[level] = (*old[level][:edge], operator, *old[level][edge + 1 :])
+      found.append(_with_cells(genotype, cells))
     return found
 
   def edge_layers(
@@ -393,6 +386,18 @@ class PyNAS:
       for edge, choice in zip(edges, choices, strict=True):
         edge.append(list(choice))
     return edges, fixed
+
+
+def _with_cells(
+  genotype: PyramidGenotype, cells: Sequence[tuple[str, ...]]
+) -> PyramidGenotype:
+  """Returns a network with other operators, by scale."""
+  half = len(cells[0]) // 2
+  scales = tuple(
+    dataclasses.replace(scale, encoder=own[:half], decoder=own[half:])
+    for scale, own in zip(genotype.scales, cells, strict=True)
+  )
+  return dataclasses.replace(genotype, scales=scales)
 
 
 def _is_in(stage: str, level: int) -> bool:
