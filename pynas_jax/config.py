@@ -41,7 +41,7 @@ CHOICES = {
   'search.objective': ('psnr', 'fastest', 'knee'),
   'search.optimizer': ('sgd', 'adam'),
   'train.loss': LOSSES,
-  'train.optimizer': ('adam', 'sgd'),
+  'train.optimizer': ('muon', 'adam', 'sgd'),
   'train.schedule': ('constant', 'step', 'cosine', 'poly'),
   'train.dtype': ('float32', 'bfloat16'),
   'benchmark.dtype': ('float32', 'bfloat16'),

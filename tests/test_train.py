@@ -74,6 +74,33 @@ def test_clipping_bounds_the_update():
   np.testing.assert_allclose(updates['w'], -1)
 
 
+def test_muon_makes_updates_of_convolutions_orthogonal():
+  t = config(optimizer='muon', schedule='constant', lr=1e-2, clip_norm=0).train
+  tx = train_lib.make_tx(t, 10)
+  rng = np.random.default_rng(0)
+  grads = {
+    'conv': rng.normal(size=(3, 3, 8, 16)) * np.linspace(0.1, 1, 16),
+    'depthwise': rng.normal(size=(3, 3, 1, 8)),
+    'bias': rng.normal(size=8),
+  }
+  grads = jax.tree.map(lambda g: jnp.asarray(g, jnp.float32), grads)
+  updates, _ = tx.update(grads, tx.init(grads), grads)
+  conv = np.asarray(updates['conv'])
+  u, values, v = np.linalg.svd(grads['conv'].reshape(-1, 16), False)
+  assert values.max() > 8 * values.min()
+  found = u.T @ -conv.reshape(-1, 16) @ v.T / (0.2 * 1e-2 * np.sqrt(72))
+  assert np.diag(found).min() > 0.6 and np.diag(found).max() < 1.25
+  np.testing.assert_allclose(found, np.diag(np.diag(found)), atol=1e-4)
+  # So the root mean square of an update is 0.2 of the learning rate.
+  rms = np.sqrt(np.square(conv).mean())
+  assert rms == pytest.approx(0.2 * 1e-2, rel=0.3)
+  adam = optax.nadam(1e-2)
+  others = {k: grads[k] for k in ('depthwise', 'bias')}
+  expected, _ = adam.update(others, adam.init(others))
+  for name, value in expected.items():
+    np.testing.assert_allclose(updates[name], value, rtol=1e-5)
+
+
 @pytest.mark.parametrize('loss', ['mse', 'psnr'])
 def test_a_network_learns_a_batch_by_heart(loss):
   network = spaces.space_of(NETWORK).network(NETWORK, zero_init_last=True)
