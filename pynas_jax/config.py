@@ -191,7 +191,7 @@ def base() -> ml_collections.ConfigDict:
   c.train = t = ml_collections.ConfigDict()
   t.num_steps = 3000  # PyNAS: 3000 epochs.
   t.batch_size = 8  # PyNAS: 6.
-  t.optimizer = 'adam'  # HiNAS: 'sgd', with a momentum of 0.9.
+  t.optimizer = 'muon'  # PyNAS: 'adam'. HiNAS: 'sgd', momentum 0.9.
   t.lr = 2e-3  # PyNAS: 1e-4. HiNAS: 0.05.
   # 'step' multiplies by decay_rate every decay_every; 'poly' is the share of
   # the steps that are left, to the power of 0.9 (HiNAS's code).
@@ -247,6 +247,7 @@ def paper(odd: bool = True) -> ml_collections.ConfigDict:
   c.search.score_steps = 315 * 210
   c.train.num_steps = 315 * 3000
   c.train.batch_size = 6
+  c.train.optimizer = 'adam'
   c.train.lr, c.train.schedule = 1e-4, 'step'
   c.train.decay_every = 315 * 1000  # As the DMPHN code.
   c.train.loss = 'mse'

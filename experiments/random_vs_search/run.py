@@ -101,7 +101,7 @@ def make_config(args: argparse.Namespace) -> ml_collections.ConfigDict:
   s.warmup_steps, s.num_steps, s.score_steps = 1500, 2400, 500
   s.eval_every, s.collapse_fraction = 300, 1.0
   c.train.num_steps = c.train.eval_every = args.steps
-  c.train.inherit = False
+  c.train.optimizer, c.train.inherit = 'adam', False
   return c
 
 
