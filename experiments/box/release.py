@@ -1,7 +1,7 @@
 """Scores a trained network, times it and puts it in the box.
 
-  python -m experiments.box.release --run=runs/box_fine --data=data/box \
-    --name=fast --minutes=102
+  python -m experiments.box.release --run=runs/fast_fine --data=data/box \
+    --name=fast --minutes=155
 
 Scores are those of scenes that no training saw: pairs of video by exposure, all
 of them and those that are neither all but sharp nor all smear; shaken
