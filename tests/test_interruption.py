@@ -98,6 +98,7 @@ def small_config():
 
 def run_training(workdir):
   c = small_config()
+  c.train.optimizer = 'muon'
   cells = ('conv_3x3',)
   scale = genotype_lib.ScaleGenotype(1, cells, cells)
   genotype = genotype_lib.PyramidGenotype((scale,), (4,), 1)
