@@ -104,7 +104,9 @@ def measure_network(
   batch = {
     k: jnp.asarray(rng.random(shape, np.float32)) for k in ('blurred', 'sharp')
   }
-  task = (genotype, params, batch, config_lib.base().train)
+  settings = config_lib.base().train
+  settings.optimizer = 'adam'  # As PyTorch's.
+  task = (genotype, params, batch, settings)
   make = make_ours(*task)
   functions = {'jit': make(0)}
   functions |= {f'pmap, {n} devices': make(n) for n in args.devices}

@@ -90,6 +90,7 @@ def test_paper_settings():
   assert (c.search.alpha_lr, c.data.validation_fraction) == (1e-3, 0.1)
   c = load_config('train')('gopro')
   assert (c.train.batch_size, c.train.lr, c.train.loss) == (6, 1e-4, 'mse')
+  assert c.train.optimizer == 'adam'
   assert c.train.num_steps == 3000 * (1893 // 6)
   assert (c.data.crop, c.train.decay_rate) == (288, 0.1)
   assert load_config('search')('gopro_s').model.share == 'weights'

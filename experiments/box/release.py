@@ -1,7 +1,7 @@
 """Scores a trained network, times it and puts it in the box.
 
-  python -m experiments.box.release --run=runs/fast_fine --data=data/box \
-    --name=fast --minutes=155
+  python -m experiments.box.release --run=runs/fast_fine --data=data/test \
+    --name=fast --minutes=142
 
 Scores are those of scenes that no training saw: pairs of video by exposure, all
 of them and those that are neither all but sharp nor all smear; shaken
@@ -38,8 +38,8 @@ DATA = (
   'and on other photographs. See experiments/box.'
 )
 LIMITS = (
-  'Trained for {} minutes on one core of a CPU: it takes off mild blur and '
-  'leaves sharp pictures alone. Strong motion blur stays.'
+  'Trained for {} core minutes on a CPU: it takes off mild blur and leaves '
+  'sharp pictures alone. Strong motion blur stays.'
 )
 GROUPS = {f'pairs{x}': f'video, exposure {x}' for x in ('0.5', '1', '2')}
 BLURRY = Path(pynas_jax.__file__).parent / 'data' / 'blurry' / 'girl.jpg'
@@ -141,7 +141,7 @@ def main() -> None:
     Path(__file__).parent / f'{args.name}.json',
     {
       'command': f'python -m experiments.box.release --run=runs/{args.run.name}'
-      f' --data=data/box --name={args.name} --minutes={args.minutes}',
+      f' --data=data/test --name={args.name} --minutes={args.minutes}',
       'rows': rows,
       'timings': timings,
       'versions': api.versions(),
