@@ -26,7 +26,7 @@ ORDER = (
   'data.faults', 'data.builders.base', 'data.builders.deblurring',
   'data.builders.restoration', 'data.builders', 'data.sources',
   'data.pipeline', 'data.check', 'data.shutter', 'data.video',
-  'data.make_pairs',
+  'data.pair_folder', 'data.make_pairs',
   'checkpoint', 'drawing', 'plot', 'train',
   'latency', 'search', 'search.stopping', 'search.cost', 'search.refine',
   'search.bilevel', 'search.schemes', 'search.local', 'search.pareto',
@@ -46,8 +46,8 @@ FILES = {
 }
 NO_JAX = (
   'genotype', 'resize', 'drawing', 'plot', 'data.shutter', 'data.video',
-  'data.make_pairs', 'deploy.images', 'deploy.videos', 'restore', 'deblur',
-  'report',
+  'data.pair_folder', 'data.make_pairs', 'deploy.images', 'deploy.videos',
+  'restore', 'deblur', 'report',
 )  # fmt: skip
 FORBIDDEN_IMPORTS = ('tensorflow', 'pickle', 'cloudpickle', 'dill', 'marshal')
 FORBIDDEN_CALLS = (

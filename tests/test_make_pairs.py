@@ -20,6 +20,7 @@ import pytest
 from pynas_jax import config as config_lib
 from pynas_jax import metrics
 from pynas_jax.data import make_pairs
+from pynas_jax.data import pair_folder
 from pynas_jax.data import shutter
 from pynas_jax.data import sources
 
@@ -640,7 +641,7 @@ def test_contact_sheet_is_small_and_shows_every_scene(five_videos, tmp_path):
   corner = sheet[28 + HEIGHT : 28 + 2 * HEIGHT, 192:288]
   assert psnr(corner, sharp) > 25
   smaller = tmp_path / 'smaller.jpg'
-  make_pairs.contact_sheet(out, records(out), smaller, max_bytes=60_000)
+  pair_folder.contact_sheet(out, records(out), smaller, max_bytes=60_000)
   assert 0 < smaller.stat().st_size <= 60_000 < path.stat().st_size
 
 

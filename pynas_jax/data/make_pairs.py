@@ -18,7 +18,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent import futures
 from concurrent.futures import process as futures_process
 import dataclasses
-import io
 import itertools
 import json
 import math
@@ -33,12 +32,10 @@ from typing import Any
 
 import av
 import numpy as np
-from PIL import Image
-from PIL import ImageDraw
-from PIL import ImageFont
 
 from pynas_jax import config as config_lib
 from pynas_jax import logbook
+from pynas_jax.data import pair_folder
 from pynas_jax.data import shutter
 from pynas_jax.data import video as video_lib
 
@@ -47,12 +44,9 @@ try:
 except ImportError:  # An extra; `main` says how to get it.
   cv2 = None
 
-MANIFEST, PAIRS, LEFT_OUT = 'manifest.json', 'pairs.jsonl', 'left_out.jsonl'
-SHEET = 'contact_sheet.jpg'
+MANIFEST, SHEET = 'manifest.json', 'contact_sheet.jpg'
 EXPOSURE, SUBFRAMES = 1.0, 8  # Where the flags are not given.
 AVERAGES = range(3, 32, 2)
-SHEET_TILES, SHEET_COLUMNS, TILE = 32, 4, 480  # TILE is a width in pixels.
-SHEET_BYTES = 1_500_000
 AGAIN = 'The same command again goes on from here.'
 
 
@@ -196,20 +190,14 @@ def _make(
         *neighbours, exposure=settings.exposure, subframes=settings.subframes,
         gamma=settings.gamma, flows=flows,
       )  # fmt: skip
-    sides = zip(_sides(out, record['name']), (blurred, sharp), strict=True)
-    for path, image in sides:
+    paths = pair_folder.sides(out, record['name'])
+    for path, image in zip(paths, (blurred, sharp), strict=True):
       path.parent.mkdir(parents=True, exist_ok=True)
       pixels = cv2.cvtColor(image[part], cv2.COLOR_RGB2BGR)
-      _write(path, cv2.imencode('.png', pixels)[1].tobytes())
+      pair_folder.write(path, cv2.imencode('.png', pixels)[1].tobytes())
     record['box'] = [y, x, h, w]
     record['psnr_input_db'] = _psnr(blurred[part], sharp[part])
   return records
-
-
-def _sides(out: pathlib.Path, name: str) -> list[pathlib.Path]:
-  """Returns the files of a pair, the blurred and the sharp one."""
-  scene, _, number = name.rpartition('/')
-  return [out / scene / side / f'{number}.png' for side in ('blur', 'sharp')]
 
 
 def _psnr(blurred: np.ndarray, sharp: np.ndarray) -> float | None:
@@ -253,125 +241,6 @@ def _executor(workers: int) -> futures.Executor:
     return _InProcess()
   spawn = multiprocessing.get_context('spawn')
   return futures.ProcessPoolExecutor(workers, spawn, _start_worker)
-
-
-def _write(path: pathlib.Path, data: bytes) -> None:
-  """Replaces a file in one step."""
-  temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
-  temporary.write_bytes(data)
-  os.replace(temporary, path)
-
-
-class _Journal:
-  """The records of what is finished: of pairs, and of pairs left out."""
-
-  def __init__(self, out: pathlib.Path):
-    """Reads the records; drops a torn line, and pairs whose files are gone."""
-    self._out = out
-    self._records: dict[str, dict[str, Any]] = {}
-    for file in (PAIRS, LEFT_OUT):
-      records = {record['name']: record for record in _read_lines(out / file)}
-      for name in list(records):
-        whole = all(path.is_file() for path in _sides(out, name))
-        if file == PAIRS and not whole:
-          del records[name]
-      lines = [json.dumps(record) + '\n' for record in records.values()]
-      _write(out / file, ''.join(lines).encode())
-      self._records |= records
-
-  def add(self, records: Sequence[dict[str, Any]]) -> int:
-    """Appends records; returns how many of them are of pairs."""
-    for record in records:
-      # Where one crop of a frame was gone, the others are there already.
-      if record['name'] not in self._records:
-        self._records[record['name']] = record
-        file = PAIRS if 'box' in record else LEFT_OUT
-        with (self._out / file).open('a') as opened:
-          opened.write(json.dumps(record) + '\n')
-    return sum('box' in record for record in records)
-
-  def find(self, names: Sequence[str]) -> list[dict[str, Any]] | None:
-    """Returns the records of these names, or None if one is missing."""
-    records = [self._records.get(name) for name in names]
-    return None if None in records else records
-
-  def scenes(self) -> dict[str, list[dict[str, Any]]]:
-    """Returns all records by scene, such as 'train/dog', sorted."""
-    scenes: dict[str, list[dict[str, Any]]] = {}
-    for name in sorted(self._records):
-      scene = name.rpartition('/')[0]
-      scenes.setdefault(scene, []).append(self._records[name])
-    return scenes
-
-
-def _read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
-  """Returns the records in a file; what follows the last newline is torn."""
-  lines = path.read_bytes().split(b'\n')[:-1] if path.exists() else []
-  records = []
-  for i, line in enumerate(lines):
-    try:
-      record = json.loads(line)
-    except ValueError:
-      record = None
-    if not isinstance(record, dict) or 'name' not in record:
-      raise config_lib.SettingError(
-        f'{path}, line {i + 1} is not a record: {line[:60]!r}. Delete it; its '
-        'pair is then made again.'
-      )
-    records.append(record)
-  return records
-
-
-def contact_sheet(
-  out: str | os.PathLike,
-  records: Sequence[Mapping[str, Any]],
-  path: str | os.PathLike,
-  *,
-  max_bytes: int = SHEET_BYTES,
-) -> None:
-  """Draws pairs side by side, each blurred above sharp.
-
-  Args:
-    out: Folder of the pairs.
-    records: Lines of pairs.jsonl, at least one; an even choice of too many.
-    path: JPEG file to write, of the best quality that `max_bytes` allows.
-    max_bytes: Most bytes of the file.
-  """
-  if len(records) > SHEET_TILES:
-    chosen = np.linspace(0, len(records) - 1, SHEET_TILES).round().astype(int)
-    records = [records[i] for i in chosen]
-  font = ImageFont.load_default(18)
-  tiles = []
-  for record in records:
-    pair = []
-    for file in _sides(pathlib.Path(out), record['name']):
-      with Image.open(file) as image:
-        image = image.convert('RGB')
-        image.thumbnail((TILE, TILE * 3 // 4))
-        pair.append(image)
-    width, height = pair[0].size
-    tile = Image.new('RGB', (TILE, 2 * height + 34), 'white')
-    for i, image in enumerate(pair):
-      tile.paste(image, ((TILE - width) // 2, 26 + i * (height + 2)))
-    score = record['psnr_input_db']
-    score = 'equal' if score is None else f'{score:.1f} dB'
-    text = f'{score}   {record["name"]}'
-    ImageDraw.Draw(tile).text((4, 2), text, 'black', font)
-    tiles.append(tile)
-  rows = [
-    tiles[i : i + SHEET_COLUMNS] for i in range(0, len(tiles), SHEET_COLUMNS)
-  ]
-  heights = [max(tile.height for tile in row) for row in rows]
-  sheet = Image.new('RGB', (TILE * len(rows[0]), sum(heights)), 'white')
-  for i, row in enumerate(rows):
-    for j, tile in enumerate(row):
-      sheet.paste(tile, (j * TILE, sum(heights[:i])))
-  for quality in range(90, 10, -10):
-    data = io.BytesIO()
-    sheet.save(data, 'JPEG', quality=quality)
-    if data.tell() <= max_bytes:
-      break
-  _write(pathlib.Path(path), data.getvalue())
 
 
 class _Parser(argparse.ArgumentParser):
@@ -550,7 +419,7 @@ def _open(flags: argparse.Namespace, settings: Settings) -> list[Video]:
     'videos': [dataclasses.asdict(video) for video in videos],
   }
   out.mkdir(parents=True, exist_ok=True)
-  _write(path, (json.dumps(manifest, indent=2) + '\n').encode())
+  logbook.write_json(path, manifest)
   return videos
 
 
@@ -558,7 +427,7 @@ def _make_all(
   flags: argparse.Namespace,
   settings: Settings,
   videos: Sequence[Video],
-  journal: _Journal,
+  journal: pair_folder.Journal,
 ) -> None:
   """Makes all pairs that are missing."""
   plan = [list(v.centres(settings.every, settings.reach)) for v in videos]
@@ -622,7 +491,7 @@ def _report(
   flags: argparse.Namespace,
   settings: Settings,
   videos: Sequence[Video],
-  journal: _Journal,
+  journal: pair_folder.Journal,
 ) -> int:
   """Draws the contact sheet and prints the table; returns the exit status."""
   rows, shown = [], []
@@ -641,7 +510,7 @@ def _report(
       mean = f'{np.mean(scores):.2f} dB' if scores else 'equal'
       text += f', {mean}, {motion:.2f} px'
       # Two away from the ends, as long as there is room for all scenes.
-      parts = (1, 3) if 2 * len(scenes) <= SHEET_TILES else (2,)
+      parts = (1, 3) if 2 * len(scenes) <= pair_folder.SHEET_TILES else (2,)
       chosen = sorted({part * len(pairs) // 4 for part in parts})
       shown += [pairs[i] for i in chosen]
     rows.append((scene, text))
@@ -655,7 +524,7 @@ def _report(
   )
   status = 0
   if shown:
-    contact_sheet(flags.out, shown, flags.out / SHEET)
+    pair_folder.contact_sheet(flags.out, shown, flags.out / SHEET)
     logbook.say(f'Look at {flags.out / SHEET}.')
   else:
     status = _failed(
@@ -685,7 +554,7 @@ def _run(argv: Sequence[str]) -> int:
     )
   _check_videos(flags)
   videos = _open(flags, settings)
-  journal = _Journal(flags.out)
+  journal = pair_folder.Journal(flags.out)
   _make_all(flags, settings, videos, journal)
   return _report(flags, settings, videos, journal)
 
