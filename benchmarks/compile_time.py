@@ -43,9 +43,11 @@ def _first_result(task: str, width: int) -> None:
   variant, steps = {
     'search': ('sampled', supernet_step.STEPS), 'train': ('static', ('weight',))
   }[task]  # fmt: skip
+  state = None
   for step in steps:
-    mapped, state = supernet_step.make_step(supernet, variant, step)
-    jax.block_until_ready(mapped(state, supernet.batch, jax.random.key(0)))
+    mapped, state = supernet_step.make_step(supernet, variant, step, state)
+    state, _ = mapped(state, supernet.batch, jax.random.key(0))
+    jax.block_until_ready(state)
 
 
 def main() -> None:

@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 import dataclasses
+import functools
 import json
 import time
 from typing import Any
@@ -119,8 +120,17 @@ class _AllTimesOneHot:
     )
 
 
-def make_step(task: Task, variant: str, step: str) -> tuple[Callable, Any]:
-  """Returns one of our steps, mapped over one device, and its first state."""
+def make_step(
+  task: Task, variant: str, step: str, state: Any = None
+) -> tuple[Callable, Any]:
+  """Returns one of our steps, mapped over one device, and its first state.
+
+  Args:
+    task: What to do.
+    variant: Key of the table.
+    step: 'weight' or 'alpha'.
+    state: To go on from, as the two steps of a search do; None is a new one.
+  """
   space, s = task.space, task.settings.copy_and_resolve_references()
   supernet = space.supernet(task.draft, 'scale1')
   alphas = task.alphas
@@ -135,32 +145,35 @@ def make_step(task: Task, variant: str, step: str) -> tuple[Callable, Any]:
     gates = () if step == 'weight' else (gates_lib.argmax(alphas),)
   elif variant == 'mixture':
     s.estimator = 'mixture'
-  params = base.init_params(KEY, supernet, *gates)
+  network = supernet
   if variant == 'one-hot':
-    supernet = _AllTimesOneHot(supernet, len(space.operators))
+    network = _AllTimesOneHot(supernet, len(space.operators))
 
   if variant == 'static' and step == 'weight':
     tx = bilevel.make_weight_tx(s)
     function = train_lib.make_train_step(
-      supernet, tx, loss=s.loss, ema_decay=0.0
+      network, tx, loss=s.loss, ema_decay=0.0
     )
-    state = train_lib.init_state(params, tx, ema_decay=0.0)
+    init = functools.partial(train_lib.init_state, tx=tx, ema_decay=0.0)
   else:
-    state = bilevel.init_state(params, alphas, s)
+    init = functools.partial(bilevel.init_state, alphas=jnp.copy(alphas), s=s)
     function = (
-      bilevel.make_weight_step(space, 'scale1', supernet, s)
+      bilevel.make_weight_step(space, 'scale1', network, s)
       if step == 'weight'
-      else bilevel.make_alpha_step(supernet, s)
+      else bilevel.make_alpha_step(network, s)
     )
   devices = jax.local_devices()[:1]
   mapped = jax.pmap(
     function, axis_name=parallel.AXIS, in_axes=(None, 0, None), out_axes=None,
     devices=devices, donate_argnums=(0,),
   )  # fmt: skip
-  # Where the states lie that come back: else the step is compiled for both.
-  mesh = jax.sharding.Mesh(devices, (parallel.AXIS,))
-  there = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-  return mapped, jax.device_put(jax.tree.map(jnp.copy, state), there)
+  if state is None:
+    # Where the states lie that come back: else the step is compiled for both.
+    mesh = jax.sharding.Mesh(devices, (parallel.AXIS,))
+    there = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    state = init(base.init_params(KEY, supernet, *gates))
+    state = jax.device_put(state, there)
+  return mapped, state
 
 
 def make_ours(

@@ -124,8 +124,13 @@ def init_state(
   params: Any, tx: optax.GradientTransformation, *, ema_decay: float
 ) -> TrainState:
   """Returns the state before the first step."""
-  averaged = jax.tree.map(jnp.copy, params) if ema_decay else {}
-  return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), averaged)
+
+  @jax.jit  # Else each shape of a parameter is a program of its own.
+  def init(params):
+    averaged = jax.tree.map(jnp.copy, params) if ema_decay else {}
+    return tx.init(params), averaged
+
+  return TrainState(jnp.zeros((), jnp.int32), params, *init(params))
 
 
 def make_train_step(

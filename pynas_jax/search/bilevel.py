@@ -89,10 +89,12 @@ def init_state(
   params: Any, alphas: jax.Array, s: ml_collections.ConfigDict
 ) -> SearchState:
   """Returns the state before the first step."""
+  # Compiled whole: else each shape of a parameter is a program of its own.
+  weight_opt = jax.jit(make_weight_tx(s).init)(params)
+  alpha_opt = jax.jit(make_alpha_tx(s).init)(alphas)
   return SearchState(
-    jnp.zeros((), jnp.int32), params, alphas, make_weight_tx(s).init(params),
-    make_alpha_tx(s).init(alphas),
-  )  # fmt: skip
+    jnp.zeros((), jnp.int32), params, alphas, weight_opt, alpha_opt
+  )
 
 
 def temperature(step: jax.Array, s: ml_collections.ConfigDict) -> jax.Array:
