@@ -111,6 +111,21 @@ def test_the_box_learns_from_what_is_blurred_and_is_tested_on_all(tmp_path):
   assert written == {'train': ['b-0.png', 'b-2.png'], 'test': ['b-0.png']}
 
 
+def test_motion_blurs_about_the_middle_of_the_exposure():
+  y, x = np.mgrid[:96, :96]
+  dot = np.exp(-((y - 48) ** 2 + (x - 48) ** 2) / 18).astype(np.float32)
+  sharp = np.repeat(dot[..., None], 3, axis=2)
+  peaks = []
+  for seed in range(12):
+    rng = np.random.default_rng(seed)
+    light = make_data.move(rng, sharp)[..., 1].astype(np.float64)
+    light = np.where(light > 0.1, light, 0) ** make_data.GAMMA
+    centre = [(light * axis).sum() / light.sum() for axis in (y, x)]
+    np.testing.assert_allclose(centre, 48, atol=2.5)
+    peaks.append(light.max())
+  assert max(peaks) > 0.9 and min(peaks) < 0.6  # Some hardly move.
+
+
 @pytest.mark.parametrize(
   'flags',
   [
