@@ -33,8 +33,8 @@ from pynas_jax.deploy.restorer import Restorer
 NAMES = ('psnr_input', 'ssim_input', 'psnr', 'ssim')
 DATA = (
   'Pairs made from eight videos by interpolating between frames (exposures of '
-  'up to 2 frame intervals), and photographs blurred by random walks, evenly '
-  'or varying over the frame, with noise and JPEG. Scored on four other videos '
+  'up to 2 frame intervals), and photographs blurred by random walks and by '
+  'moving cameras and things, with noise and JPEG. Scored on four other videos '
   'and on other photographs. See experiments/box.'
 )
 LIMITS = (
