@@ -70,6 +70,11 @@ def test_what_was_loaded_can_be_published_again(published, tmp_path):
     assert (again / name).read_bytes() == (published / name).read_bytes()
 
 
+def test_whoever_may_read_the_card_may_read_the_weights(published):
+  modes = {path.stat().st_mode for path in published.iterdir()}
+  assert len(modes) == 1
+
+
 def test_the_card_tells_people_what_they_ask(published):
   text = (published / release.README).read_text()
   for part in (

@@ -298,7 +298,8 @@ def write(
   card = dataclasses.replace(card, versions=card.versions or versions())
   tensors = traverse_util.flatten_dict(jax.device_get(params), sep='.')
   partial = directory / f'{TENSORS}.tmp'
-  safetensors_numpy.save_file(tensors, partial)
+  # Not `save_file`, whose file none but its owner may read.
+  partial.write_bytes(safetensors_numpy.save(tensors))
   partial.replace(directory / TENSORS)
   for name, image in zip(SAMPLES, samples or (), strict=False):
     Image.fromarray(image).save(directory / name)
