@@ -22,7 +22,14 @@ def restore(published):
   return restorer.load(published / 'checkpoints')
 
 
-@pytest.mark.parametrize('name', ['000002', '000003', '000004'])
+@pytest.mark.parametrize(
+  'name',
+  [
+    '000002',
+    pytest.param('000003', marks=pytest.mark.slow),
+    pytest.param('000004', marks=pytest.mark.slow),
+  ],
+)
 def test_published_weights_reproduce_the_stored_frames(
   published, restore, name
 ):

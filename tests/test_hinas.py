@@ -143,7 +143,11 @@ def test_layers_have_architectures_of_their_own_or_share_one(per_layer):
 
 
 @pytest.mark.parametrize(
-  ('share_cells', 'per_layer'), [(True, True), (False, False)]
+  ('share_cells', 'per_layer'),
+  [
+    pytest.param(True, True, marks=pytest.mark.slow),
+    (False, False),
+  ],
 )
 def test_found_network_is_the_decoded_supernet(share_cells, per_layer):
   """On paths that come back to the width of two layers before."""
