@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 from PIL import Image
 import pytest
@@ -109,6 +111,46 @@ def test_the_box_learns_from_what_is_blurred_and_is_tested_on_all(tmp_path):
     for split in ('train', 'test')
   }
   assert written == {'train': ['b-0.png', 'b-2.png'], 'test': ['b-0.png']}
+
+
+def test_the_box_has_more_motion_for_training_alone(tmp_path, monkeypatch):
+  rng = np.random.default_rng(0)
+  pixels = rng.integers(0, 256, (300, 300, 3), np.uint8)
+  for side in ('blur', 'sharp'):
+    for split in ('train', 'test'):
+      path = tmp_path / 'pairs' / split / 'clip' / side / '000001.png'
+      path.parent.mkdir(parents=True)
+      Image.fromarray(pixels[:224, :224]).save(path)
+  # By their names, for training, testing and validation.
+  stems = {make_data.split_of(Path(f'{i}.png')): f'{i}' for i in range(99)}
+  (tmp_path / 'photos').mkdir()
+  for stem in stems.values():
+    Image.fromarray(pixels).save(tmp_path / 'photos' / f'{stem}.png')
+
+  def make(out, *flags):
+    monkeypatch.setattr('sys.argv', [
+      'make_data', f'--video_pairs={tmp_path / "pairs"}', '--keep=1',
+      f'--photos={tmp_path / "photos"}', f'--out={tmp_path / out}',
+      '--per_photo=1', *flags,
+    ])  # fmt: skip
+    make_data.main()
+    return {
+      str(path.relative_to(tmp_path / out)): path.read_bytes()
+      for path in (tmp_path / out).rglob('*.png')
+    }
+
+  plain, more = make('plain'), make('more', '--moves=2', '--reduce')
+  assert len(stems) == 3
+  assert {k: v for k, v in more.items() if k in plain} == plain
+  new = sorted(k for k in more if k not in plain and '/blur/' in k)
+  clip = 'train/clip/blur/pairs-000001-reduced-0.png'
+  photo = f'train/photo_{stems["train"]}/blur/moved'
+  assert new == [
+    clip, *(f'{photo}0{i}-{tile}.png' for i in range(2) for tile in range(4))
+  ]  # fmt: skip
+  for name in new:
+    with Image.open(tmp_path / 'more' / name) as image:
+      assert image.size == (112, 112)
 
 
 def test_motion_blurs_about_the_middle_of_the_exposure():

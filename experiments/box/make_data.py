@@ -13,7 +13,7 @@ videos as `make_pairs` did, photographs by file name. See README.md.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import hashlib
 from pathlib import Path
 
@@ -172,6 +172,27 @@ def move(rng: np.random.Generator, sharp: np.ndarray) -> np.ndarray:
   return np.clip(blurred, 0, 1)
 
 
+def blur_crop(
+  rng: np.random.Generator, pixels: np.ndarray, size: int,
+  blur: Callable[[np.random.Generator, np.ndarray], np.ndarray],
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+  """Returns a random square of a photograph, blurred and sharp.
+
+  Args:
+    rng: Source of randomness.
+    pixels: u8[H, W, 3], the photograph.
+    size: Side of the square, pixels.
+    blur: `shake` or `move`.
+
+  Returns:
+    Two u8[size, size, 3].
+  """
+  y, x = (rng.integers(n - size + 1) for n in pixels.shape[:2])
+  sharp = pixels[y : y + size, x : x + size]
+  blurred = blur(rng, sharp.astype(np.float32) / 255)
+  return np.rint(blurred * 255).astype(np.uint8), sharp
+
+
 def add_photos(
   source: Path, out: Path, *, per_photo: int, moves: int, keep: float
 ) -> None:
@@ -187,20 +208,14 @@ def add_photos(
     rng = np.random.default_rng(seed)
     scene = out / split / f'photo_{path.stem}'
     for i in range(per_photo):
-      y, x = (rng.integers(n - TEST_CROP + 1) for n in pixels.shape[:2])
-      sharp = pixels[y : y + TEST_CROP, x : x + TEST_CROP]
-      blurred = shake(rng, sharp.astype(np.float32) / 255)
-      blurred = np.rint(blurred * 255).astype(np.uint8)
-      write_pairs(scene, f'{i:02}', blurred, sharp, keep)
+      pair = blur_crop(rng, pixels, TEST_CROP, shake)
+      write_pairs(scene, f'{i:02}', *pair, keep)
     large = TEST_CROP + 2 * MARGIN
     if split != 'train' or min(pixels.shape[:2]) < large:
       continue
     for i in range(moves):
-      y, x = (rng.integers(n - large + 1) for n in pixels.shape[:2])
-      sharp = pixels[y : y + large, x : x + large]
-      blurred = move(rng, sharp.astype(np.float32) / 255)
-      blurred = np.rint(blurred * 255).astype(np.uint8)
-      pair = (x[MARGIN:-MARGIN, MARGIN:-MARGIN] for x in (blurred, sharp))
+      pair = blur_crop(rng, pixels, large, move)
+      pair = (x[MARGIN:-MARGIN, MARGIN:-MARGIN] for x in pair)
       write_pairs(scene, f'moved{i:02}', *pair, keep)
 
 
