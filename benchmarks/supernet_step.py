@@ -123,13 +123,13 @@ class _AllTimesOneHot:
 def make_step(
   task: Task, variant: str, step: str, state: Any = None
 ) -> tuple[Callable, Any]:
-  """Returns one of our steps, mapped over one device, and its first state.
+  """Returns one of our steps, mapped over one device, and the state to give it.
 
   Args:
     task: What to do.
-    variant: Key of the table.
-    step: 'weight' or 'alpha'.
-    state: To go on from, as the two steps of a search do; None is a new one.
+    variant: One of `OURS`.
+    step: One of `STEPS`.
+    state: Of the other step, to go on from as a search does; None is a new one.
   """
   space, s = task.space, task.settings.copy_and_resolve_references()
   supernet = space.supernet(task.draft, 'scale1')

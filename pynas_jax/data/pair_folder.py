@@ -26,13 +26,23 @@ SHEET_BYTES = 1_500_000
 
 
 def sides(out: pathlib.Path, name: str) -> list[pathlib.Path]:
-  """Returns the files of a pair, the blurred and the sharp one."""
+  """Returns the files of a pair, the blurred and the sharp one.
+
+  Args:
+    out: Folder of all pairs.
+    name: Of the pair, such as 'train/dog/000005'.
+  """
   scene, _, number = name.rpartition('/')
   return [out / scene / side / f'{number}.png' for side in ('blur', 'sharp')]
 
 
 def write(path: pathlib.Path, data: bytes) -> None:
-  """Replaces a file in one step."""
+  """Replaces a file in one step.
+
+  Args:
+    path: In a folder that is there.
+    data: All that the file is to hold.
+  """
   temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
   temporary.write_bytes(data)
   os.replace(temporary, path)
