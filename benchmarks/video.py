@@ -77,9 +77,10 @@ def main() -> None:
       write_clip(clip, **size, frames=args.frames)
     frames = read_clip(clip)
     model = restorer_lib.load(args.model)
-    network = Network(model.genotype, model.params, model.dtype)
-    here = backends.available(network)
-    for backend, dtype in (pair for pair in RUNTIMES if pair[0] in here):
+    for backend, dtype in RUNTIMES:
+      network = Network(model.genotype, model.params, dtype)
+      if backend not in backends.available(network):
+        continue  # Not installed, or not of this type on this processor.
       restore = restorer_lib.load(args.model, backend=backend, dtype=dtype)
       medians = measure.median_ms(
         {
