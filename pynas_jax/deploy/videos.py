@@ -117,6 +117,13 @@ class _Look:
     """The format of frames in memory."""
     return 'rgb48le' if self.deep else 'rgb24'
 
+  @property
+  def planes(self) -> str:
+    """The same in planes, to which FFmpeg converts YUV in half the time."""
+    if self.format.is_rgb:
+      return self.array
+    return 'gbrp16le' if self.deep else 'gbrp'
+
   def stored(self, height: int, width: int) -> str:
     """Returns the encoder's format that is most like this one."""
     bits = '10le' if self.deep else ''
@@ -236,7 +243,7 @@ class _Decoder:
         yield _Frame(missing, self._step)
     self._last = time
     look = _Look.of(frame)
-    rgb = self._convert(frame, format=look.array).to_ndarray()
+    rgb = self._convert(frame, format=look.planes).to_ndarray()
     image = np.ascontiguousarray(np.rot90(rgb, frame.rotation // 90))
     yield _Frame(time, frame.duration or self._step, image, look)
 
