@@ -205,7 +205,7 @@ def _jobs(flags: argparse.Namespace) -> list[Job]:
   return list(dict.fromkeys(jobs))
 
 
-def _open_network(flags: argparse.Namespace) -> Any:
+def _open_network(flags: argparse.Namespace, streams: int) -> Any:
   """Returns the Restorer that the flags name."""
   import jax
 
@@ -221,24 +221,27 @@ def _open_network(flags: argparse.Namespace) -> Any:
       ) from None
     jax.config.update('jax_default_device', device)
   return restorer.Restorer.from_pretrained(
-    flags.model_path, dtype=flags.dtype, backend=flags.backend
+    flags.model_path, dtype=flags.dtype, backend=flags.backend, streams=streams
   )
 
 
 class _Enhancer:
-  """The network for pixels of any kind, opened when first needed."""
+  """The network for pixels of any kind, opened when first needed.
 
-  def __init__(self, flags: argparse.Namespace):
-    self._flags = flags
+  After the first, as many threads may restore at once as there are streams.
+  """
+
+  def __init__(self, flags: argparse.Namespace, *, streams: int = 1):
+    self._flags, self._streams = flags, streams
 
   @functools.cached_property
   def _network(self) -> Any:
     from pynas_jax.deploy import tiling  # Loads JAX.
 
-    network = _open_network(self._flags)
+    network = _open_network(self._flags, self._streams)
     return tiling.Tiler(
       network, network.genotype, tile=self._flags.tile,
-      pad=self._flags.tile_pad, say=_say,
+      pad=self._flags.tile_pad, threads=self._streams, say=_say,
     )  # fmt: skip
 
   def size(self, height: int, width: int) -> tuple[int, int]:
@@ -272,6 +275,7 @@ class _Batch:
   def __init__(self, flags: argparse.Namespace, jobs: Sequence[Job]):
     self._flags, self._jobs = flags, jobs
     self._enhance = _Enhancer(flags)
+    self._enhance_frame = _Enhancer(flags, streams=videos.STREAMS)
     self._sources = {job.source.resolve() for job in jobs}
     self._taken: dict[str, Path] = {}
     self.done = self.skipped = self.failed = 0
@@ -393,7 +397,7 @@ class _Batch:
         bar.update(min(frames, expected), **figures)
 
       report = videos.restore_video(
-        job.source, path, self._enhance, fps=flags.fps, start=flags.start,
+        job.source, path, self._enhance_frame, fps=flags.fps, start=flags.start,
         end=flags.end, on_frame=on_frame,
       )  # fmt: skip
     if report.note:

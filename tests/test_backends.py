@@ -1,5 +1,6 @@
 """Every runtime restores as XLA does, on networks of every part."""
 
+from concurrent import futures
 import dataclasses
 import functools
 import threading
@@ -97,6 +98,20 @@ def test_every_runtime_agrees_with_xla(name):
     found = restored(runtime, shared, image)
     assert (found.shape, found.dtype) == (expected.shape, np.float32)
     np.testing.assert_allclose(found, expected, atol=1e-4, err_msg=runtime)
+
+
+def test_two_threads_restore_by_a_stream_each():
+  pytest.importorskip('openvino')
+  shared = dataclasses.replace(network('1-3'), streams=2)
+  frames = [backends.photograph(35, 51) * i / 8 for i in range(8)]
+  program = backends.compile_network(
+    'openvino', shared, frames[0].shape, np.float32
+  )
+  with futures.ThreadPoolExecutor(2) as pool:
+    found = list(pool.map(program, frames))
+  for frame, restored_ in zip(frames, found, strict=True):
+    expected = restored('xla', network('1-3'), frame)
+    np.testing.assert_allclose(restored_, expected, atol=1e-4)
 
 
 @pytest.mark.parametrize('runtime', RUNTIMES)

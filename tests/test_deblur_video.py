@@ -9,6 +9,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import threading
 import time
 
 import av
@@ -308,6 +309,30 @@ def test_decoding_restoring_and_encoding_overlap(tmp_path):
   seconds = time.monotonic() - began
   assert report.frames == count
   assert seconds < 1.7 * nap * count
+
+
+def test_frames_restored_at_once_come_in_order(tmp_path):
+  clip = Clip('a.mkv', 'ffv1', 'bgr0', times=tuple(range(0, 800, 40)))
+  source = write_clip(tmp_path / clip.name, clip)
+  lock, running, most = threading.Lock(), 0, []
+
+  def enhance(image):
+    nonlocal running
+    with lock:
+      running += 1
+      most.append(running)
+    time.sleep(0.04 if len(most) % 2 else 0.01)  # Each second one is faster.
+    with lock:
+      running -= 1
+    return image
+
+  report = videos.restore_video(source, tmp_path / 'b.mkv', enhance)
+  assert report.frames == len(clip.times)
+  # The first one, which opens the network, is alone.
+  assert most[1] == 1 and max(most) == videos.STREAMS
+  images, *_ = look_into(tmp_path / 'b.mkv')
+  blues = [image[..., 2].mean() for image in images]
+  assert blues == sorted(blues)
 
 
 def test_a_failure_leaves_no_file(tmp_path):

@@ -197,6 +197,22 @@ def test_frames_are_whole_until_the_memory_is_short(one_scale, monkeypatch):
   ]
 
 
+def test_threads_share_the_memory(one_scale, monkeypatch):
+  context = tiling.context_of(one_scale.genotype)
+  image, memory = picture(180, 200), 0
+  while (
+    tiling.largest_tile(context, memory=memory) + 2 * context.pad
+  ) ** 2 < 180 * 200:
+    memory += 1 << 20
+  monkeypatch.setattr(tiling, 'free_memory', lambda: memory)
+  for threads, lines in ((1, 0), (2, 1)):
+    said = []
+    tiling.Tiler(
+      one_scale, one_scale.genotype, threads=threads, say=said.append
+    )(image)
+    assert len(said) == lines
+
+
 def test_free_memory_is_of_this_machine():
   free = tiling.free_memory()
   assert 10 << 20 < free < 1 << 44

@@ -54,6 +54,7 @@ class Restorer:
       multiple of it, so that a folder of many sizes compiles few programs; the
       result differs near these two borders. Only for networks that are
       `is_convolutional`; 0 is off.
+    streams: Threads that are to restore at once; see `backends.Network`.
     programs: By shape and type, the ones used last; the newest is last.
     card: What the release folder says of it, if it came from one.
   """
@@ -68,11 +69,12 @@ class Restorer:
     dtype: str = 'float32',
     backend: str = 'xla',
     bucket: int = 0,
+    streams: int = 1,
   ):
     self.genotype = genotype
     self.params = jax.device_put(params)
     self.dtype = dtype
-    self._network = Network(genotype, self.params, dtype)
+    self._network = Network(genotype, self.params, dtype, streams)
     self.backend = backends.choose(backend, self._network)
     if bucket < 0 or (bucket and not self.is_convolutional):
       raise LoadError(
@@ -80,7 +82,7 @@ class Restorer:
         + (' or more.' if self.is_convolutional else ', as this network looks '
            'at the frame as a whole: padding would change all of the picture.')
       )  # fmt: skip
-    self.bucket = bucket
+    self.bucket, self.streams = bucket, streams
     self._lock = threading.Lock()
     self.programs: collections.OrderedDict[Any, futures.Future[Program]] = (
       collections.OrderedDict()
@@ -94,6 +96,7 @@ class Restorer:
     dtype: str = 'float32',
     backend: str = 'xla',
     bucket: int = 0,
+    streams: int = 1,
     revision: str | None = None,
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
@@ -106,6 +109,7 @@ class Restorer:
       dtype: Of the arithmetic, 'float32' or 'bfloat16'.
       backend: 'xla', 'onnxruntime', 'openvino' or 'auto'.
       bucket: See the class.
+      streams: See the class.
       revision: Branch, tag or commit of the repository.
       cache_dir: Takes what is downloaded; the hub's own folder by default.
       local_files_only: Whether to look for it in `cache_dir` only.
@@ -117,7 +121,9 @@ class Restorer:
       str(source), revision=revision, cache_dir=cache_dir,
       local_files_only=local_files_only,
     )  # fmt: skip
-    return load(path, dtype=dtype, backend=backend, bucket=bucket)
+    return load(
+      path, dtype=dtype, backend=backend, bucket=bucket, streams=streams
+    )
 
   def save_pretrained(
     self,
@@ -234,7 +240,7 @@ def load(path: str | Path, **options: Any) -> Restorer:
     path: A workdir, a folder of checkpoints, one checkpoint in it, a folder
       written by `save` or `save_pretrained`, the name of a network of this
       package (`release.shipped`), or a folder of the published DMPHN weights.
-    **options: Of `Restorer`: `dtype`, `backend`, `bucket`.
+    **options: Of `Restorer`: `dtype`, `backend`, `bucket`, `streams`.
 
   Returns:
     The network of the best validation score, or of the named checkpoint.

@@ -234,6 +234,7 @@ class Tiler:
     *,
     tile: int = 0,
     pad: int | None = None,
+    threads: int = 1,
     say: Callable[[str], None] = print,
   ):
     """Wraps a network.
@@ -244,12 +245,13 @@ class Tiler:
       tile: Side of the tiles, pixels; 0 is the whole frame, or the largest
         tiles for which there is memory.
       pad: Pixels around a tile; None is as many as the network looks at.
+      threads: How many restore at once; they share the memory.
       say: Is told what is done.
     """
     self.scale = genotype.scale
     self._restore = restore
     self._context = context_of(genotype)
-    self._tile, self._say = tile, say
+    self._tile, self._threads, self._say = tile, threads, say
     self._pad = self._context.pad if pad is None else pad
     reach = self._context.reach
     self._exact = reach is not None and self._pad >= reach
@@ -264,7 +266,7 @@ class Tiler:
     """Restores u8 or f32[H, W, 3]; `on_tile` is told how far it is."""
     # The memory is asked once: later, the network itself holds some.
     self._largest = self._largest or largest_tile(
-      self._context, memory=free_memory()
+      self._context, memory=free_memory() // self._threads
     )
     height, width = image.shape[:2]
     tile = self._tile or self._largest

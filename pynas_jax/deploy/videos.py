@@ -3,8 +3,8 @@
 Frames are uint8 [H, W, 3] or, of video deeper than 8 bits, uint16; restored
 ones may be larger, all by the same factor. Kept are their number and times, the
 kind of pixels, the colours' matrix and range, and the sound, packet by packet.
-What a phone turned is written upright. Decoding, restoring and encoding each
-have a thread; few frames are in memory at a time.
+What a phone turned is written upright. Decoding, encoding and each of the few
+frames that are restored at a time have a thread; few are in memory.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ _MAX_BT601 = (576, 1279)  # Height and width.
 _MATRICES = {6: 5}
 SLACK = 1.0  # Seconds of a video's stated length that need not be there.
 DEPTH = 2  # Frames that a thread may be ahead of the next one.
+STREAMS = 2  # Frames restored at once: no core waits for the last of a layer.
 
 Enhance = Callable[[np.ndarray], np.ndarray]
 
@@ -145,6 +146,10 @@ class _Frame:
   duration: int
   image: np.ndarray | None = None  # None if it could not be decoded.
   look: _Look | None = None
+
+
+def _has_image(item: _Frame | av.Packet) -> bool:
+  return isinstance(item, _Frame) and item.image is not None
 
 
 def ahead(items: Iterable, depth: int = DEPTH) -> Iterator:
@@ -336,7 +341,7 @@ class _Encoder:
   def write(self, item: _Frame | av.Packet) -> None:
     """Writes what comes next; all of it once the first image is there."""
     self._waiting.append(item)
-    if isinstance(item, _Frame) and item.image is not None:
+    if _has_image(item):
       self._shown = item
       self._video = self._video or self._add_video(item)
     if self._video is not None:
@@ -417,7 +422,8 @@ def restore_video(
     source: The video.
     target: The new file; written under another name until it is whole.
     enhance: Restores a frame, u8 or u16[H, W, 3], to one of the same type and
-      of any size, but the same for all.
+      of any size, but the same for all. After the first frame, `STREAMS`
+      threads call it at once.
     fps: Frames a second of the new video, which then has no sound; None keeps
       the times of the frames.
     start: Where to begin, seconds.
@@ -437,7 +443,7 @@ def restore_video(
       copied = [] if fps else list(container.streams.audio)
       report.note = _left_out(container, copied)
       items = ahead(_read(container, copied, report, start=start, end=end))
-      items = ahead(_restore(items, enhance))
+      items = _restore(items, enhance)
       try:
         with av.open(
           f'file:{partial}', 'w', format=_MUXERS[target.suffix]
@@ -471,11 +477,33 @@ def _left_out(
 def _restore(
   items: Iterable[_Frame | av.Packet], enhance: Enhance
 ) -> Iterator[_Frame | av.Packet]:
-  with contextlib.closing(items):
-    for item in items:
-      if isinstance(item, _Frame) and item.image is not None:
-        item = dataclasses.replace(item, image=enhance(item.image))
-      yield item
+  """Yields what comes, in order, with restored images."""
+
+  def restore(item: _Frame | av.Packet) -> _Frame | av.Packet:
+    if _has_image(item):
+      item = dataclasses.replace(item, image=enhance(item.image))
+    return item
+
+  pool = futures.ThreadPoolExecutor(STREAMS)
+  made: collections.deque[futures.Future] = collections.deque()
+  waiting = 0  # Images in `made`.
+  is_first = True
+  try:
+    with contextlib.closing(items):
+      for item in items:
+        made.append(pool.submit(restore, item))
+        waiting += _has_image(item)
+        if waiting and is_first:
+          made[-1].result()  # It opens the network, for the others too.
+          is_first = False
+        while waiting == STREAMS + DEPTH:
+          done = made.popleft().result()
+          waiting -= _has_image(done)
+          yield done
+      while made:
+        yield made.popleft().result()
+  finally:
+    pool.shutdown(cancel_futures=True)
 
 
 def restore_raw(
