@@ -39,7 +39,7 @@ demo: setup
 	  --output runs/demo/deblurred --overwrite
 
 test: lint
-	$(BIN)/python -m pytest -n 2 -m 'not slow'
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow'
 
 test-slow: lint
 	$(BIN)/python -m pytest -m slow

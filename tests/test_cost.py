@@ -46,12 +46,16 @@ def test_costs_of_choices_add_up_to_the_network(model, link, tmp_path):
   c, space = tiny(link=link, **model)
   c.search.cost = 'macs'
   scheme = (1, 2, 4)
-  choice = np.random.default_rng(0).integers(5, size=space.num_edges)
+  choice = np.random.default_rng(0).integers(
+    len(space.operators), size=space.num_edges
+  )
   total, draft = 0.0, space.draft(scheme)
   for stage in space.stages(draft):
     costs, fixed = cost.edge_costs(space, draft, stage, c, workdir=tmp_path)
     repeat = 3 if model.get('joint') else 1
-    assert costs.shape == (repeat * space.num_edges, 5)
+    assert costs.shape == (
+      repeat * space.num_edges, len(space.operators)
+    )
     chosen = enumerate(np.tile(choice, repeat))
     total += fixed + sum(float(costs[e, k]) for e, k in chosen)
   genotype = genotype_of(space, scheme, choice)
@@ -175,7 +179,7 @@ def test_search_stage_uses_the_latency(tmp_path):
   assert (tmp_path / cost.TABLE).exists()
   names = dict(zip(space.operators, np.asarray(costs).T, strict=True))
   assert np.all(names['zero'] == 0)
-  assert np.all(names['conv_5x5'] > 0)
+  assert np.all(names['conv_3x3'] > 0)
   assert fixed > 0
 
 

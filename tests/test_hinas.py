@@ -143,16 +143,16 @@ def test_layers_have_architectures_of_their_own_or_share_one(per_layer):
 
 
 @pytest.mark.parametrize(
-  ('share_cells', 'per_layer'),
+  ('share_cells', 'per_layer', 'nodes'),
   [
-    pytest.param(True, True, marks=pytest.mark.slow),
-    (False, False),
+    pytest.param(True, True, 2, marks=pytest.mark.slow),
+    (False, False, 1),
   ],
 )
-def test_found_network_is_the_decoded_supernet(share_cells, per_layer):
+def test_found_network_is_the_decoded_supernet(share_cells, per_layer, nodes):
   """On paths that come back to the width of two layers before."""
   space = small_space(
-    layers=3, nodes=2, share_cells=share_cells, per_layer=per_layer,
+    layers=3, nodes=nodes, share_cells=share_cells, per_layer=per_layer,
     candidates=('conv_3x3', 'sep_conv_3x3', 'skip', 'zero'),
   )  # fmt: skip
   alphas = 1e3 * space.init_alphas(KEY, None, '')
@@ -260,8 +260,9 @@ def test_counts_are_those_of_the_network(genotype):
   assert macs == 48 * sum(kernels)  # Stride 1 everywhere: once for a pixel.
 
 
-@pytest.mark.parametrize('scale', [1, 2, 3, 4])
-@pytest.mark.parametrize('size', [(1, 1), (5, 8)])
+@pytest.mark.parametrize(
+  ('scale', 'size'), [(1, (1, 1)), (2, (5, 8)), (3, (1, 1)), (4, (5, 8))]
+)
 def test_any_size_starts_as_bicubic_enlarging(scale, size):
   genotype = example(scale=scale, residual=True)
   network = spaces.space_of(genotype).network(genotype, zero_init_last=True)
@@ -309,7 +310,10 @@ class CellByEdge(nn.Module):
     return jnp.concatenate(states[2:], axis=-1)
 
 
-@pytest.mark.parametrize(('nodes', 'repeats'), [(1, 1), (2, 2), (3, 1)])
+@pytest.mark.parametrize(
+  ('nodes', 'repeats'),
+  [(2, 2), pytest.param(3, 1, marks=pytest.mark.slow)],
+)
 def test_open_cell_is_the_sum_of_its_edges(nodes, repeats):
   rng = np.random.default_rng(0)
   normal = lambda *shape: rng.standard_normal(shape).astype(np.float32)  # noqa: E731

@@ -25,6 +25,10 @@ from pynas_jax.search import bilevel
 from pynas_jax.spaces import make_space
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+CELLS = ('conv_3x3',)
+GENOTYPE = genotype_lib.PyramidGenotype(
+  (genotype_lib.ScaleGenotype(1, CELLS, CELLS),), (4,), 1
+)
 
 
 @pytest.fixture(autouse=True)
@@ -99,12 +103,9 @@ def small_config():
 def run_training(workdir):
   c = small_config()
   c.train.optimizer = 'muon'
-  cells = ('conv_3x3',)
-  scale = genotype_lib.ScaleGenotype(1, cells, cells)
-  genotype = genotype_lib.PyramidGenotype((scale,), (4,), 1)
   with Logbook(workdir) as logbook:
     result = train.train(
-      genotype, c, directory=workdir / 'train', logbook=logbook
+      GENOTYPE, c, directory=workdir / 'train', logbook=logbook
     )
   return result.params, result.psnr
 
@@ -169,9 +170,11 @@ def test_a_workdir_in_use_is_refused_with_the_owner(tmp_path):
 
 def test_commands_save_and_say_how_they_were_stopped(tmp_path):
   """SIGTERM, then Ctrl-C, long before the first score."""
+  genotype = tmp_path / 'small.json'
+  genotype.write_text(GENOTYPE.to_json())
   command = [
     sys.executable, '-m', 'pynas_jax.main', '--config=configs/train.py:tiny',
-    '--config.genotype=dmphn-1-2-4', f'--workdir={tmp_path}',
+    f'--config.genotype={genotype}', f'--workdir={tmp_path}',
     '--config.train.num_steps=100000', '--config.train.eval_every=100000',
   ]  # fmt: skip
   steps = [0]

@@ -171,10 +171,14 @@ def assert_same_run(a: pathlib.Path, b: pathlib.Path, stages):
   assert records[0] == records[1]
 
 
-def test_killed_search_and_training_end_as_if_never_stopped(tmp_path):
+@pytest.mark.parametrize(
+  'scheme', ['1', pytest.param('1-2', marks=pytest.mark.slow)]
+)
+def test_killed_search_and_training_end_as_if_never_stopped(tmp_path, scheme):
   """SIGKILL in the search and in the training, then the same command again."""
   settings = [
-    '--config=configs/pipeline.py:tiny', '--config.search.num_steps=8',
+    '--config=configs/pipeline.py:tiny',
+    f"--config.search.schemes=('{scheme}',)", '--config.search.num_steps=8',
     '--config.search.patience=9', '--config.train.num_steps=10',
     '--config.search.collapse_fraction=1.0',
   ]  # fmt: skip
@@ -195,10 +199,9 @@ def test_killed_search_and_training_end_as_if_never_stopped(tmp_path):
     assert not (broken / 'report.json').exists()
   status, output = run(*settings, f'--workdir={broken}')
   assert status == 0, output
-  assert_same_run(
-    whole, broken,
-    ('search/trial0/scale2', 'search/trial0/scale1', 'checkpoints'),
-  )  # fmt: skip
+  scales = range(1, 1 + len(genotype_lib.parse_scheme(scheme)))
+  stages = [f'search/trial0/scale{i}' for i in scales]
+  assert_same_run(whole, broken, (*stages, 'checkpoints'))
   trials = [
     json.loads((workdir / 'trials.jsonl').read_text())
     for workdir in (whole, broken)

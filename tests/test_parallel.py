@@ -71,24 +71,30 @@ def test_gradients_do_not_depend_on_the_number_of_devices():
 
   one, four = (run(gradient_step, params, n)[0] for n in (1, 4))
   (batch,) = list(batches())[-1:]
-  expected, _ = jax.grad(loss_fn, has_aux=True)(params, one_hot, batch)
+  expected, _ = jax.jit(jax.grad(loss_fn, has_aux=True))(
+    params, one_hot, batch
+  )
   assert_close(one, expected, rtol=1e-4, atol=1e-6)
   assert_close(four, one, rtol=1e-4, atol=1e-5)
   assert float(optax.tree.norm(expected)) > 1e-2
 
 
 @pytest.mark.parametrize(
-  'estimator', ['one_path', 'two_path', 'reinforce']
+  ('estimator', 'scheme'),
+  [('one_path', (1, 2)), ('two_path', (1,)), ('reinforce', (1,))],
 )
-def test_search_states_do_not_depend_on_the_number_of_devices(estimator):
+def test_search_states_do_not_depend_on_the_number_of_devices(
+  estimator, scheme
+):
   c = config()
   c.search.estimator = estimator
   space = spaces.make_space(c)
-  draft = space.draft((1, 2))
-  supernet = space.supernet(draft, 'scale2')
-  alphas = space.init_alphas(KEY, draft, 'scale2')
+  draft = space.draft(scheme)
+  stage = space.stages(draft)[0]
+  supernet = space.supernet(draft, stage)
+  alphas = space.init_alphas(KEY, draft, stage)
   params = base.init_params(KEY, supernet, gates.argmax(alphas))
-  weight_step = bilevel.make_weight_step(space, 'scale2', supernet, c.search)
+  weight_step = bilevel.make_weight_step(space, stage, supernet, c.search)
   alpha_step = bilevel.make_alpha_step(supernet, c.search)
 
   def both(state, batch, key):

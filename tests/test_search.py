@@ -211,13 +211,9 @@ def test_factor_and_width_are_top_level_variables_too():
 
 
 def test_search_tries_each_scheme_once_and_keeps_the_best(tmp_path):
-  c = config_lib.shrink(config_lib.base())
-  c.search.schemes, c.search.num_trials = ('1', '1-3'), 5
-  c.search.num_steps, c.search.score_steps = 3, 2
-  c.model.widths = (4,)
-  with Logbook(tmp_path) as logbook:
-    found = hierarchical.search(c, workdir=tmp_path, logbook=logbook)
-  assert sorted(trial['scheme'] for trial in found.trials) == ['1', '1-3']
+  settings = {'schemes': ('1', '1-2'), 'num_trials': 5}
+  found = small_search(tmp_path, **settings)
+  assert sorted(trial['scheme'] for trial in found.trials) == ['1', '1-2']
   assert found.psnr == max(trial['psnr'] for trial in found.trials)
   best = max(found.trials, key=lambda trial: trial['psnr'])
   assert found.genotype == genotype_lib.from_dict(best['genotype'])
@@ -225,10 +221,12 @@ def test_search_tries_each_scheme_once_and_keeps_the_best(tmp_path):
   assert [json.loads(line) for line in lines] == found.trials
   # Asked again with a torn last line, it only repeats the trial that was lost.
   (tmp_path / 'trials.jsonl').write_text(lines[0] + '\n' + lines[1][:40])
-  with Logbook(tmp_path) as logbook:
-    again = hierarchical.search(c, workdir=tmp_path, logbook=logbook)
+  again = small_search(tmp_path, **settings)
   assert again.genotype == found.genotype
   assert [t['psnr'] for t in again.trials] == [t['psnr'] for t in found.trials]
+
+
+PLAIN = ('conv_3x3', 'conv_5x5')  # None is free, and they compile soon.
 
 
 def small_config(model=None, train=None, **search):
@@ -236,8 +234,10 @@ def small_config(model=None, train=None, **search):
   c.search.num_steps, c.search.score_steps = 3, 2
   c.model.widths = (4,)
   config_lib.override(
-    c, {'search': search, 'model': model or {}, 'train': train or {}}
-  )
+    c,
+    {'search': search, 'model': {'candidates': PLAIN} | (model or {}),
+     'train': train or {}},
+  )  # fmt: skip
   config_lib.validate(c)
   return c
 
@@ -284,10 +284,7 @@ def test_errors_in_the_code_are_not_failures_of_a_trial(tmp_path, monkeypatch):
 
 
 def test_limits_decide_who_may_win(tmp_path):
-  settings = {
-    'model': {'candidates': ('conv_3x3', 'conv_5x5')},  # None is free.
-    'schemes': ('1', '1-2'), 'num_trials': 2,
-  }  # fmt: skip
+  settings = {'schemes': ('1', '1-2'), 'num_trials': 2}
   found = small_search(tmp_path / 'a', **settings)
   gmacs = {t['scheme']: t['gmacs'] for t in found.trials}
   assert gmacs['1'] < gmacs['1-2']
@@ -304,12 +301,13 @@ def test_limits_decide_who_may_win(tmp_path):
 
 
 def test_schemes_that_cannot_keep_the_limits_are_not_tried(tmp_path):
-  found = small_search(
-    tmp_path / 'a', schemes=('1', '1-2'), num_trials=2, max_params=10**4
-  )
+  settings = {
+    'schemes': ('1', '1-2'), 'num_trials': 2,
+    'model': {'candidates': ('conv_3x3', 'zero')},
+  }  # fmt: skip
+  found = small_search(tmp_path / 'a', **settings, max_params=10**4)
   assert len(found.trials) == 2
   least = min(trial['params'] for trial in found.trials)
-  settings = {'schemes': ('1', '1-2'), 'num_trials': 2}
   few = small_search(tmp_path / 'b', **settings, max_params=least)
   assert [trial['scheme'] for trial in few.trials] == ['1']
   with pytest.raises(config_lib.SettingError, match='max_params') as error:
@@ -318,7 +316,8 @@ def test_schemes_that_cannot_keep_the_limits_are_not_tried(tmp_path):
   config = config_lib.shrink(config_lib.base())
   with pytest.raises(config_lib.SettingError, match='of 2 schemes'):
     api.search(
-      config, workdir=tmp_path / 'd', search=settings | {'max_gmacs': 1e-6}
+      config, workdir=tmp_path / 'd',
+      search={'schemes': ('1', '1-2'), 'max_gmacs': 1e-6},
     )
   assert not (tmp_path / 'd').exists()
 
@@ -330,11 +329,12 @@ LOCAL = {
   },
   'train': {'inherit': False},
 }  # fmt: skip
+OPERATORS = ('conv_3x3', 'conv_5x5', 'conv_3x3_dil2', 'sep_conv_3x3', 'zero')
 
 
-def local_search(workdir, **search):
+def local_search(workdir, *, model=None, **search):
   settings = LOCAL['search'] | search
-  return small_search(workdir, train=LOCAL['train'], **settings)
+  return small_search(workdir, model=model, train=LOCAL['train'], **settings)
 
 
 def cells_of(genotype):
@@ -352,7 +352,9 @@ def better_with_each_separable_cell(monkeypatch):
 
 
 def test_local_search_fits_what_was_found_then_tries_plain_networks():
-  c = small_config(train=LOCAL['train'], local_trials=9, **LOCAL['search'])
+  c = small_config(
+    {'candidates': OPERATORS}, LOCAL['train'], local_trials=9, **LOCAL['search']
+  )
   space = spaces.make_space(c)
   size = {'height': 8, 'width': 8}
   draft = space.derive(space.draft((1,)), 'scale1', jnp.array([[0, 1.0]] * 2))
@@ -387,13 +389,16 @@ def test_local_trials_climb_by_one_cell_and_are_resumed(tmp_path, monkeypatch):
     staticmethod(lambda g, operator: filled(
       g, 'conv_3x3' if operator == 'sep_conv_3x3' else operator)),
   )  # fmt: skip
-  search = {'local_trials': 40, 'max_params': 0, 'base_widths': ()}
-  found = local_search(tmp_path, **search)
+  model = {'candidates': ('conv_3x3', 'conv_3x3_dil2', 'sep_conv_3x3')}
+  settings = {
+    'model': model, 'local_trials': 40, 'max_params': 0, 'base_widths': ()
+  }  # fmt: skip
+  found = local_search(tmp_path, **settings)
   networks = [genotype_lib.from_dict(t['genotype']) for t in found.trials]
   assert len(set(networks)) == len(networks)
   assert cells_of(found.genotype) == ('sep_conv_3x3',) * 2
   # It ends when the best has no neighbour that was not tried.
-  space = spaces.make_space(small_config())
+  space = spaces.make_space(small_config(model))
   assert set(space.neighbours(found.genotype)) <= set(networks)
   assert len(found.trials) < 41
   # The weights are those of the winner.
@@ -401,7 +406,7 @@ def test_local_trials_climb_by_one_cell_and_are_resumed(tmp_path, monkeypatch):
   assert jax.tree.structure(network) == jax.tree.structure(found.params)
   lines = (tmp_path / 'trials.jsonl').read_text().splitlines(keepends=True)
   (tmp_path / 'trials.jsonl').write_text(''.join(lines[:-2]))
-  again = local_search(tmp_path, **search)
+  again = local_search(tmp_path, **settings)
   for one, other in zip(found.trials, again.trials, strict=True):
     assert one['genotype'] == other['genotype']
   jax.tree.map(np.testing.assert_array_equal, again.params, found.params)
@@ -426,7 +431,10 @@ def test_a_neighbour_that_fails_or_is_slow_is_not_tried_again(
 
   monkeypatch.setattr(train, 'train', train_)
   monkeypatch.setattr(cost, 'measure', measure_)
-  found = local_search(tmp_path, local_trials=4, max_latency_ms=33.0)
+  model = {'candidates': (*PLAIN, 'sep_conv_3x3')}
+  found = local_search(
+    tmp_path, model=model, local_trials=4, max_latency_ms=33.0
+  )
   assert len(found.trials) == 5
   failed = {
     cells_of(genotype_lib.from_dict(t['genotype'])): t['failed']
