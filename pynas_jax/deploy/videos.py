@@ -3,8 +3,8 @@
 Frames are uint8 [H, W, 3] or, of video deeper than 8 bits, uint16; restored
 ones may be larger, all by the same factor. Kept are their number and times, the
 kind of pixels, the colours' matrix and range, and the sound, packet by packet.
-What a phone turned is written upright. Decoding, encoding and each of the few
-frames that are restored at a time have a thread; few are in memory.
+What a phone turned is written upright. Decoding, encoding and each of the
+`STREAMS` frames restored at a time have a thread; few frames are in memory.
 """
 
 from __future__ import annotations
@@ -496,7 +496,7 @@ def _restore(
         if waiting and is_first:
           made[-1].result()  # It opens the network, for the others too.
           is_first = False
-        while waiting == STREAMS + DEPTH:
+        while made and (waiting == STREAMS + DEPTH or made[0].done()):
           done = made.popleft().result()
           waiting -= _has_image(done)
           yield done
