@@ -100,8 +100,16 @@ def test_every_runtime_agrees_with_xla(name):
     np.testing.assert_allclose(found, expected, atol=1e-4, err_msg=runtime)
 
 
-def test_two_threads_restore_by_a_stream_each():
-  pytest.importorskip('openvino')
+def test_two_threads_restore_by_a_stream_each(monkeypatch):
+  openvino, streams = pytest.importorskip('openvino'), []
+
+  class Core(openvino.Core):
+    def compile_model(self, *args):
+      compiled = super().compile_model(*args)
+      streams.append(compiled.get_property('NUM_STREAMS'))
+      return compiled
+
+  monkeypatch.setattr(openvino, 'Core', Core)
   shared = dataclasses.replace(network('1-3'), streams=2)
   frames = [backends.photograph(35, 51) * i / 8 for i in range(8)]
   program = backends.compile_network(
@@ -109,6 +117,7 @@ def test_two_threads_restore_by_a_stream_each():
   )
   with futures.ThreadPoolExecutor(2) as pool:
     found = list(pool.map(program, frames))
+  assert streams == [2]
   for frame, restored_ in zip(frames, found, strict=True):
     expected = restored('xla', network('1-3'), frame)
     np.testing.assert_allclose(restored_, expected, atol=1e-4)

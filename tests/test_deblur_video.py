@@ -296,7 +296,7 @@ def test_frames_of_a_pipe(identity, tmp_path):
 def test_decoding_restoring_and_encoding_overlap(tmp_path):
   clip = Clip(times=tuple(range(0, 1000, 40)))
   source = write_clip(tmp_path / 'a.mp4', clip)
-  nap, count = 0.02, len(clip.times)
+  nap, count = 0.04, len(clip.times)
 
   def enhance(image):
     time.sleep(nap)
@@ -308,7 +308,8 @@ def test_decoding_restoring_and_encoding_overlap(tmp_path):
   )
   seconds = time.monotonic() - began
   assert report.frames == count
-  assert seconds < 1.7 * nap * count
+  # Two restore at once: one after the other, it would be 1.5.
+  assert seconds < 1.4 * nap * count
 
 
 def test_frames_restored_at_once_come_in_order(tmp_path):

@@ -120,7 +120,7 @@ class _Look:
 
   @property
   def planes(self) -> str:
-    """The same in planes, to which FFmpeg converts YUV in half the time."""
+    """The same in planes, to which FFmpeg converts YUV faster."""
     if self.format.is_rgb:
       return self.array
     return 'gbrp16le' if self.deep else 'gbrp'
