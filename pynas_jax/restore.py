@@ -220,9 +220,16 @@ def _open_network(flags: argparse.Namespace, streams: int) -> Any:
         f'device is {flags.device!r}, which is not here: {error}.'
       ) from None
     jax.config.update('jax_default_device', device)
-  return restorer.Restorer.from_pretrained(
+  network = restorer.Restorer.from_pretrained(
     flags.model_path, dtype=flags.dtype, backend=flags.backend, streams=streams
   )
+  if (
+    flags.dtype == 'bfloat16' and flags.backend == 'auto'
+    and network.backend == 'xla' and jax.default_backend() == 'cpu'
+  ):  # fmt: skip
+    _say('--bf16: of what is installed, only XLA has it on this processor; '
+         '--fp32 may be faster.')  # fmt: skip
+  return network
 
 
 class _Enhancer:

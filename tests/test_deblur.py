@@ -463,6 +463,19 @@ def test_networks_are_loaded_from_where_they_are(identity, tmp_path, kind):
   np.testing.assert_allclose(restored.astype(int), pixels(8, 8), atol=2)
 
 
+def test_bfloat16_that_is_slow_here_is_told(
+  identity, tmp_path, monkeypatch, capsys
+):
+  from pynas_jax.deploy import backends
+
+  monkeypatch.setattr(backends, '_openvino_has_bfloat16', lambda: False)
+  source = write_picture(tmp_path / 'a.png')
+  flags = {'model_path': identity, 'backend': 'auto', 'overwrite': True}
+  for kind, told in (('bf16', True), ('fp32', False)):
+    assert run('-i', source, '-o', tmp_path, **flags, **{kind: True}) == 0
+    assert ('--fp32 may be faster' in capsys.readouterr().err) == told
+
+
 def test_a_network_that_breaks_off_fails_the_picture_alone(
   identity, tmp_path, monkeypatch, capsys
 ):

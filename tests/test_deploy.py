@@ -169,6 +169,11 @@ def test_a_bucket_is_refused_where_it_would_change_the_whole_picture(params):
     restorer.Restorer(*one_scale(), bucket=-1)
 
 
+def test_a_restorer_needs_a_stream(params):
+  with pytest.raises(restorer.LoadError, match='streams is 0; expected 1'):
+    restorer.Restorer(NETWORK, params, streams=0)
+
+
 def test_the_programs_last_used_are_kept(monkeypatch):
   monkeypatch.setattr(restorer, 'MAX_PROGRAMS', 2)
   restore = restorer.Restorer(*one_scale())

@@ -54,7 +54,8 @@ class Restorer:
       multiple of it, so that a folder of many sizes compiles few programs; the
       result differs near these two borders. Only for networks that are
       `is_convolutional`; 0 is off.
-    streams: Threads that are to restore at once; see `backends.Network`.
+    streams: Threads, one or more, that are to restore at once; see
+      `backends.Network`.
     programs: By shape and type, the ones used last; the newest is last.
     card: What the release folder says of it, if it came from one.
   """
@@ -71,6 +72,8 @@ class Restorer:
     bucket: int = 0,
     streams: int = 1,
   ):
+    if streams < 1:
+      raise LoadError(f'streams is {streams}; expected 1 or more.')
     self.genotype = genotype
     self.params = jax.device_put(params)
     self.dtype = dtype
