@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -63,6 +64,35 @@ def search_at_random(space, scheme):
     params = base.inherit(fresh, params)
     draft = space.derive(draft, stage, alphas)
     yield supernet, params, one_hot, draft
+
+
+def begin(name):
+  """Returns a supernet, its gates and its parameters."""
+  space = make_space(name)
+  draft = space.draft((1,))
+  stage = space.stages(draft)[0]
+  one_hot = space.decode(space.init_alphas(KEY, draft, stage))
+  supernet = space.supernet(draft, stage)
+  return supernet, one_hot, base.init_params(KEY, supernet, one_hot)
+
+
+@pytest.mark.parametrize('name', spaces.SPACES)
+def test_parameters_of_known_shapes_begin_without_a_compiler(name, caplog):
+  supernet, one_hot, params = begin(name)
+  with jax.log_compiles(), caplog.at_level('WARNING'):
+    again = base.init_params(KEY, supernet, one_hot)
+    jax.block_until_ready(again)
+  assert 'XLA compilation' not in caplog.text
+  chex.assert_trees_all_equal(params, again)
+
+
+def test_parameters_begin_as_flax_begins_them():
+  supernet, one_hot, params = begin('pynas')
+  fast_key = jax.random.wrap_key_data(
+    jnp.tile(jax.random.key_data(KEY), 2), impl='rbg'
+  )
+  whole = jax.jit(supernet.init)(fast_key, image(1, 16, 16), one_hot)
+  chex.assert_trees_all_equal(params, whole['params'])
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,28 @@ import jax.numpy as jnp
 
 from pynas_jax.nn import patches
 
+
+def by_shape(init: Callable) -> Callable:
+  """Returns an initialiser that is one program for each shape.
+
+  Compiled into the beginning of a network, each parameter would be one.
+  """
+  return jax.jit(init, static_argnums=1)
+
+
+@functools.cache
+def depthwise_init(kernel_size: int) -> Callable:
+  """Returns the initialiser of depthwise kernels.
+
+  One input channel a filter: the fan is that of a k x k x 1 kernel.
+  """
+  return by_shape(nn.initializers.normal(1.0 / kernel_size))
+
+
 # N(0, 0.5 * sqrt(2 / (k * k * features))), as the DMPHN code.
-KERNEL_INIT = nn.initializers.variance_scaling(0.5, 'fan_out', 'normal')
+KERNEL_INIT = by_shape(
+  nn.initializers.variance_scaling(0.5, 'fan_out', 'normal')
+)
 _DIMENSIONS = ('NHWC', 'HWIO', 'NHWC')
 
 
@@ -231,8 +251,7 @@ class SeparableConv(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     shape = (self.kernel_size, self.kernel_size, x.shape[-1])
-    # One input channel a filter: the fan is that of a k x k x 1 kernel.
-    init = nn.initializers.normal(1.0 / self.kernel_size)
+    init = depthwise_init(self.kernel_size)
     kernel = self.param('depthwise', init, shape).astype(self.dtype)
     x = depthwise_conv2d(x.astype(self.dtype), kernel)
     return Conv(self.features, 1, dtype=self.dtype, name='pointwise')(x)

@@ -129,10 +129,10 @@ def init_params(key: jax.Array, module: nn.Module, *args: Any) -> Params:
     jnp.tile(jax.random.key_data(key), 2), impl='rbg'
   )
   # Parameters do not depend on the image size: any will do.
-  image = jnp.zeros((1, 16, 16, 3), jnp.float32)
-  # One program, which a cache keeps, not one for each parameter; what only the
-  # output needs is left out of it.
-  variables = dict(jax.jit(module.init)(fast_key, image, *args))
+  image = jax.ShapeDtypeStruct((1, 16, 16, 3), jnp.float32)
+  # What only the output needs is neither computed nor compiled.
+  unknown = jax.eval_shape(lambda *args: args, image, *args)
+  variables = dict(module.lazy_init(fast_key, *unknown))
   params = variables.pop('params', {})
   return params | variables if variables else params
 

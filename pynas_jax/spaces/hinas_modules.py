@@ -38,7 +38,9 @@ from pynas_jax.spaces import hinas_paths
 
 SLOPE = 0.2  # Of the leaky ReLU below 0: reference code.
 # PyTorch's own, which the reference code leaves as it is.
-KERNEL_INIT = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
+KERNEL_INIT = ops.by_shape(
+  nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
+)
 # (kernel size, dilation) of the operators that convolve.
 CONVS = {'conv_3x3': (3, 1), 'conv_3x3_dil2': (3, 2), 'conv_5x5_dil2': (5, 2)}
 SEPARABLE = {'sep_conv_3x3': 3, 'sep_conv_5x5': 5}
@@ -47,6 +49,7 @@ SEPARABLE = {'sep_conv_3x3': 3, 'sep_conv_5x5': 5}
 CellSpec = tuple[tuple[Edge, Edge], ...] | tuple[str, ...]
 
 
+@ops.by_shape
 def _depthwise_init(key, shape):
   """As KERNEL_INIT: one input channel a filter, so the fan-in is k * k."""
   bound = 1.0 / shape[0]

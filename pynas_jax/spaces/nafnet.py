@@ -29,7 +29,7 @@ class _Depthwise(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    init = nn.initializers.normal(1.0 / 3)
+    init = ops.depthwise_init(3)
     kernel = self.param('kernel', init, (3, 3, x.shape[-1]))
     bias = self.param('bias', nn.initializers.zeros, (x.shape[-1],))
     y = ops.depthwise_conv2d(x, kernel.astype(self.dtype))
