@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from flax import linen as nn
 import jax
+from jax.interpreters import partial_eval
 import jax.numpy as jnp
 import ml_collections
 
@@ -128,11 +129,18 @@ def init_params(key: jax.Array, module: nn.Module, *args: Any) -> Params:
   fast_key = jax.random.wrap_key_data(
     jnp.tile(jax.random.key_data(key), 2), impl='rbg'
   )
-  # Parameters do not depend on the image size: any will do.
-  image = jax.ShapeDtypeStruct((1, 16, 16, 3), jnp.float32)
-  # What only the output needs is neither computed nor compiled.
-  unknown = jax.eval_shape(lambda *args: args, image, *args)
-  variables = dict(module.lazy_init(fast_key, *unknown))
+
+  def init(key):  # Parameters do not depend on the image size: any will do.
+    return module.init(key, jnp.zeros((1, 16, 16, 3), jnp.float32), *args)
+
+  # What they need is run call by call: in one program, XLA would compile the
+  # generator once for each parameter, not for each shape.
+  traced, shapes = jax.make_jaxpr(init, return_shape=True)(fast_key)
+  needed, _ = partial_eval.dce_jaxpr(
+    traced.jaxpr, [True] * len(traced.out_avals), instantiate=True
+  )
+  leaves = jax.core.eval_jaxpr(needed, traced.consts, fast_key)
+  variables = dict(jax.tree.unflatten(jax.tree.structure(shapes), leaves))
   params = variables.pop('params', {})
   return params | variables if variables else params
 
