@@ -14,8 +14,8 @@ import sys
 # They concern the CPU platform alone; a GPU is left as it is.
 _FLAGS = {'--xla_force_host_platform_device_count': '4'}
 if importlib.metadata.version('jaxlib').startswith('0.10.'):
-  # Unoptimized programs compile in a third of the time without them; other
-  # versions know no such flag, and would not start.
+  # Unoptimized programs compile in a third of the time without them. 0.12 has
+  # no such flag, and would not start.
   _FLAGS['--xla_cpu_use_fusion_emitters'] = 'false'
 for _flag, _value in _FLAGS.items():
   if _flag not in os.environ.get('XLA_FLAGS', ''):

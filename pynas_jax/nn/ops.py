@@ -24,18 +24,22 @@ from pynas_jax.nn import patches
 
 
 def by_shape(init: Callable) -> Callable:
-  """Returns an initialiser that is one program for each shape.
+  """Returns an initialiser that is compiled once for each shape.
 
-  Compiled into the beginning of a network, each parameter would be one.
+  Args:
+    init: Of Flax, `(key, shape) -> f32[*shape]`.
   """
   return jax.jit(init, static_argnums=1)
 
 
 @functools.cache
 def depthwise_init(kernel_size: int) -> Callable:
-  """Returns the initialiser of depthwise kernels.
+  """Returns the initialiser of depthwise kernels, f32[k, k, C].
 
   One input channel a filter: the fan is that of a k x k x 1 kernel.
+
+  Args:
+    kernel_size: k, in pixels.
   """
   return by_shape(nn.initializers.normal(1.0 / kernel_size))
 
