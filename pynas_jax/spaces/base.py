@@ -125,7 +125,8 @@ def init_params(key: jax.Array, module: nn.Module, *args: Any) -> Params:
     module: A flax module.
     *args: Its gates, if it is a supernet.
   """
-  # XLA:CPU takes seconds to compile the default generator for every shape.
+  # Once compiled sooner than the default generator; now another one would only
+  # begin with other weights.
   fast_key = jax.random.wrap_key_data(
     jnp.tile(jax.random.key_data(key), 2), impl='rbg'
   )
