@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from pynas_jax import config as config_lib
 from pynas_jax.data import files
 
 
@@ -114,3 +115,20 @@ def test_halves_and_several_targets_are_read(tmp_path):
   assert pair.files == (path,)
   several = files.Pair('several', 'test', '', path, (path, path))
   assert files.read(several)['sharp'].shape == (2, 6, 8, 3)
+
+
+def test_gray_of_16_bits_is_rounded_to_8(tmp_path):
+  gray = np.arange(255, dtype=np.uint8).reshape(15, 17)
+  path = tmp_path / 'deep.png'
+  Image.fromarray(gray.astype(np.uint16) * 257 + 100).save(path)
+  np.testing.assert_array_equal(
+    files.decode(path), np.repeat(gray[..., None], 3, axis=-1)
+  )
+
+
+@pytest.mark.parametrize('dtype', [np.int32, np.float32])
+def test_pixels_of_unknown_range_are_refused(tmp_path, dtype):
+  path = tmp_path / 'a.tif'
+  Image.fromarray(np.ones((8, 8), dtype)).save(path)
+  with pytest.raises(config_lib.SettingError, match=r'a\.tif.*of mode [IF];'):
+    files.decode(path)

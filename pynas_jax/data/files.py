@@ -81,14 +81,23 @@ def decode(file: Path | BinaryIO) -> np.ndarray:
     file: A path, or an open file.
 
   Returns:
-    u8[H, W, 3], upright.
+    u8[H, W, 3], upright; 16 bits are rounded to 8.
 
   Raises:
     SettingError: Names the file that cannot be decoded.
   """
   try:
     with Image.open(file) as image:
-      return np.array(ImageOps.exif_transpose(image).convert('RGB'))
+      upright = ImageOps.exif_transpose(image)
+    if upright.mode in ('I', 'F'):
+      raise ValueError(
+        f'its pixels are of mode {upright.mode}; expected gray, palette, RGB '
+        'or CMYK, of 8 or 16 bits'
+      )
+    if upright.mode.startswith('I;16'):  # Pillow would clip them at 255.
+      gray = np.rint(np.asarray(upright) / 257).astype(np.uint8)
+      return np.repeat(gray[..., None], 3, axis=-1)
+    return np.array(upright.convert('RGB'))
   except (
     OSError, SyntaxError, ValueError, Image.DecompressionBombError,
   ) as error:  # fmt: skip
