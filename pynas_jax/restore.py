@@ -387,7 +387,8 @@ class _Batch:
     expected = videos.expected_frames(
       job.source, start=flags.start, end=flags.end
     )
-    path = self.target(job, videos.output_suffix(job.source))
+    suffix = videos.output_suffix(job.source, sound=not flags.fps)
+    path = self.target(job, suffix)
     if path is None:
       return
     with logbook.progress(expected, f'Restoring {job.source.name}') as bar:

@@ -59,6 +59,10 @@ CLIPS = {
   'webm_two_sounds': Clip('a.webm', 'libvpx-vp9', audio=('libopus', 'libopus'),
                           suffix='.mkv'),
   'avi': Clip('a.avi', 'mjpeg', 'yuvj420p', range=2, stored='yuvj420p'),
+  'avi_gap': Clip('a.avi', 'mjpeg', 'yuvj420p', range=2, stored='yuvj420p',
+                  times=(0, 40, 80, 200, 240)),
+  'avi_pcm': Clip('a.avi', 'mjpeg', 'yuvj420p', range=2, stored='yuvj420p',
+                  audio=('pcm_s16le',), suffix='.mov'),
   'one_frame': Clip(times=(0,)),
   'b_frames': Clip(times=tuple(range(0, 1200, 40)),
                    options=(('preset', 'slow'),)),
@@ -107,6 +111,8 @@ def write_clip(path, clip):
       wave = rng.integers(-9000, 9000, (1, 9600), np.int16)
       frame = av.AudioFrame.from_ndarray(wave, format='s16', layout='mono')
       frame.sample_rate = 48000
+      # From 0: what the decoder needs first has a time below.
+      frame.pts, frame.time_base = 0, Fraction(1, 48000)
       container.mux(sound.encode(frame))
       container.mux(sound.encode())
   return path
@@ -172,6 +178,47 @@ def test_identity_keeps_a_video(identity, tmp_path, monkeypatch, name):
     assert a.shape == b.shape
     assert psnr(a, b) > 36
     assert abs(a.astype(float).mean() - b.mean()) < 1.5
+
+
+def test_languages_and_chapters_stay(identity, tmp_path):
+  whole = write_clip(
+    tmp_path / 'whole.mkv', Clip('a.mkv', audio=('aac', 'libopus'))
+  )
+  chapter = {'id': 1, 'start': 0, 'end': 120, 'time_base': MILLISECOND,
+             'metadata': {'title': 'Beach'}}  # fmt: skip
+  source = tmp_path / 'a.mkv'
+  with av.open(str(whole)) as old, av.open(str(source), 'w') as new:
+    streams = [new.add_stream_from_template(each) for each in old.streams]
+    for stream, language in zip(streams, ('und', 'deu', 'fra'), strict=True):
+      stream.metadata['language'] = language
+    new.set_chapters([chapter])
+    for packet in old.demux():
+      if packet.size:
+        packet.stream = streams[packet.stream.index]
+        new.mux(packet)
+  assert run('-i', source, '-o', tmp_path, model_path=identity) == 0
+  with av.open(str(tmp_path / 'a_out.mkv')) as container:
+    first, *sounds = container.streams
+    assert first.type == 'video'
+    assert [each.metadata['language'] for each in sounds] == ['deu', 'fra']
+    (found,) = container.chapters()
+  assert found['metadata'] == chapter['metadata']
+  assert found['end'] * found['time_base'] == 120 * MILLISECOND
+
+
+def test_sound_that_no_file_can_hold_is_left_out(identity, tmp_path, capsys):
+  clip = Clip('a.avi', 'mjpeg', 'yuvj420p', range=2, audio=('adpcm_ms',))
+  source = write_clip(tmp_path / 'a.avi', clip)
+  assert run('-i', source, '-o', tmp_path, model_path=identity) == 0
+  assert 'not kept: audio' in capsys.readouterr().err
+  images, *_ = look_into(tmp_path / 'a_out.mp4')
+  assert len(images) == len(clip.times)
+
+
+def test_alpha_is_told_to_be_lost(identity, tmp_path, capsys):
+  source = write_clip(tmp_path / 'a.mov', Clip('a.mov', 'png', 'rgba'))
+  assert run('-i', source, '-o', tmp_path, model_path=identity) == 0
+  assert 'not kept: alpha' in capsys.readouterr().err
 
 
 def write_broken(path, codec='mjpeg'):

@@ -17,6 +17,7 @@ import dataclasses
 from fractions import Fraction
 import functools
 import heapq
+import io
 import math
 import os
 from pathlib import Path
@@ -34,6 +35,7 @@ SUFFIXES = (
 # MP4 tells times exactly; these are kept as they are, or hold what MP4 cannot.
 _OUTPUT = {'.mkv': '.mkv', '.webm': '.mkv', '.mov': '.mov', '.m4v': '.m4v'}
 _MUXERS = {'.mkv': 'matroska', '.mov': 'mov', '.m4v': 'mp4', '.mp4': 'mp4'}
+_TAGS = {'language', 'title', 'handler_name'}  # Of sound, kept.
 _CODEC = 'libx264'
 _MAX_SIDE = 16_384  # Pixels, of its frames.
 # Hardly to be told from the frames, and encoded faster than they are restored.
@@ -171,13 +173,37 @@ def ahead(items: Iterable, depth: int = DEPTH) -> Iterator:
     pool.shutdown(cancel_futures=True)
 
 
-def output_suffix(path: Path) -> str:
+def output_suffix(path: Path, *, sound: bool = True) -> str:
   """Returns the suffix of the video to write.
 
-  >>> output_suffix(Path('a.WEBM')), output_suffix(Path('b.avi'))
-  ('.mkv', '.mp4')
+  Args:
+    path: A video.
+    sound: Whether its sound is to be kept, which not every kind of file holds.
+
+  Raises:
+    VideoError: If it cannot be read.
   """
-  return _OUTPUT.get(path.suffix.lower(), '.mp4')
+  usual = _OUTPUT.get(path.suffix.lower(), '.mp4')
+  with _opened(path) as container:
+    streams = list(container.streams.audio) if sound else []
+    kinds = (usual, '.mov', '.mkv')
+    return next((kind for kind in kinds if _holds(kind, streams)), usual)
+
+
+def _holds(suffix: str, sound: list[av.AudioStream]) -> bool:
+  """Returns whether a kind of file can hold streams of sound."""
+  if _MUXERS[suffix] == 'mp4' and any(
+    stream.codec_context.name.startswith('pcm_') for stream in sound
+  ):
+    return False  # Few play it, and FFmpeg fails if no one names the speakers.
+  try:
+    with av.open(io.BytesIO(), 'w', format=_MUXERS[suffix]) as output:
+      for stream in sound:
+        output.add_stream_from_template(stream)
+      output.start_encoding()
+  except (ValueError, av.FFmpegError):
+    return False
+  return True
 
 
 def expected_frames(path: Path, *, start: float, end: float) -> int:
@@ -272,9 +298,15 @@ def _read(
   def seconds(time: int | None, unit: Fraction) -> float:
     return start if time is None else float(time * unit) - origin
 
+  def is_inside(time: int | None, unit: Fraction) -> bool:
+    # Sound begins before 0, with what its decoder needs first.
+    return (not start or start <= seconds(time, unit)) and (
+      seconds(time, unit) < end
+    )
+
   def inside(frames: Iterable[_Frame]) -> Iterator[_Frame]:
     for frame in frames:
-      if start <= seconds(frame.time, video.time_base) < end:
+      if is_inside(frame.time, video.time_base):
         yield frame
 
   reading = {video, *copied}
@@ -295,10 +327,12 @@ def _read(
       if packet.stream is video:
         packets += 1
         yield from inside(decoder.decode(packet))
-      elif start <= seconds(time, unit) < end:
+      elif is_inside(time, unit):
         yield packet
     else:
-      if not start and packets < video.frames:
+      # AVI counts frames that it leaves out, too.
+      is_counted = not start and container.format.name != 'avi'
+      if is_counted and packets < video.frames:
         report.fault = f'{packets} of {video.frames} frames are there'
       elif reached < length - SLACK:
         report.fault = f'it ends after {reached:.2f} of {length:.2f} seconds'
@@ -322,7 +356,7 @@ class _Encoder:
     start: float,
   ):
     self._output, self._report, self._start = output, report, start
-    self._source = container.streams.video[0]
+    self._source, self._copied = container.streams.video[0], copied
     self._rate = fps and Fraction(fps).limit_denominator(1001 * 60)
     self._unit = 1 / self._rate if self._rate else self._source.time_base
     self._convert = _converter()
@@ -331,19 +365,15 @@ class _Encoder:
     self._shown = _Frame(0, 0)  # The last one that has an image.
     self._last = -math.inf
     output.metadata.update(container.metadata)
-    try:
-      self._streams = {
-        stream: output.add_stream_from_template(stream) for stream in copied
-      }
-    except ValueError as error:
-      raise VideoError(f'its sound cannot be copied: {error}') from error
 
   def write(self, item: _Frame | av.Packet) -> None:
     """Writes what comes next; all of it once the first image is there."""
     self._waiting.append(item)
     if _has_image(item):
       self._shown = item
-      self._video = self._video or self._add_video(item)
+      if self._video is None:
+        self._video = self._add_video(item)
+        self._sound = {each: self._add_sound(each) for each in self._copied}
     if self._video is not None:
       for each in self._waiting:
         (self._frame if isinstance(each, _Frame) else self._packet)(each)
@@ -360,7 +390,7 @@ class _Encoder:
       None if time is None else time - shift
       for time in (packet.pts, packet.dts)
     )
-    packet.stream = self._streams[packet.stream]
+    packet.stream = self._sound[packet.stream]
     self._output.mux(packet)
 
   def _frame(self, item: _Frame) -> None:
@@ -381,6 +411,12 @@ class _Encoder:
       frame.duration = item.duration
     self._output.mux(video.encode(frame))
     self._report.frames += 1
+
+  def _add_sound(self, source: av.AudioStream) -> av.AudioStream:
+    stream = self._output.add_stream_from_template(source)
+    for name in _TAGS & source.metadata.keys():
+      stream.metadata[name] = source.metadata[name]
+    return stream
 
   def _add_video(self, first: _Frame) -> av.VideoStream:
     """Returns the stream for frames like the first one."""
@@ -440,7 +476,10 @@ def restore_video(
   partial = target.with_name(f'{target.name}.tmp')
   try:
     with _opened(source) as container:
-      copied = [] if fps else list(container.streams.audio)
+      copied = [
+        stream for stream in container.streams.audio
+        if not fps and _holds(target.suffix, [stream])
+      ]  # fmt: skip
       report.note = _left_out(container, copied)
       items = ahead(_read(container, copied, report, start=start, end=end))
       items = _restore(items, enhance)
@@ -448,6 +487,8 @@ def restore_video(
         with av.open(
           f'file:{partial}', 'w', format=_MUXERS[target.suffix]
         ) as output, contextlib.closing(items):
+          if not start and end == math.inf:
+            output.set_chapters(container.chapters())
           encoder = _Encoder(
             output, container, copied, report, fps=fps, start=start
           )
@@ -469,8 +510,11 @@ def _left_out(
   container: av.container.InputContainer, copied: list[av.AudioStream]
 ) -> str:
   """Returns what a new file will not have, for people."""
-  kept = {container.streams.video[0], *copied}
+  video = container.streams.video[0]
+  kept = {video, *copied}
   kinds = [stream.type for stream in container.streams if stream not in kept]
+  if any(part.is_alpha for part in video.format.components):
+    kinds.append('alpha')
   return f'not kept: {", ".join(sorted(set(kinds)))}' if kinds else ''
 
 
