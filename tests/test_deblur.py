@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 from PIL import ImageCms
 from PIL import ImageOps
+from PIL import PngImagePlugin
 import pytest
 
 from pynas_jax import deblur
@@ -181,6 +182,82 @@ def test_orientation_is_applied_and_metadata_kept(
     assert found[0x010F] == 'Maker'
     assert found.get_ifd(0x8769)[0x9003] == '2026:01:02 03:04:05'
     assert new.info['icc_profile'] == PROFILE
+
+
+XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"/>'
+
+
+def write_described(path, deep):
+  """Writes a picture with all that its format can say of it."""
+  image = pixels(8, 16, 3, np.uint16 if deep else np.uint8)
+  text = (b'tEXt', b'Author\0Me')
+  kept = {'dpi': (300.0, 200.0), 'xmp': XMP, 'chunks': [text]}
+  if path.suffix == '.tif':
+    path.write_bytes(images._tiff(image, kept))
+  elif deep:
+    path.write_bytes(images._png16(image, kept))
+  else:
+    info = PngImagePlugin.PngInfo()
+    info.add(*text)
+    info.add_itxt('XML:com.adobe.xmp', XMP.decode())
+    iptc = b'Photoshop 3.0\0008BIM\4\4\0\0\0\0\0\x08\x1c\2\5\0\3cat'
+    segment = b'\xff\xed' + struct.pack('>H', len(iptc) + 2) + iptc
+    comment = {'comment': b'Beach', 'extra': segment, 'xmp': XMP}
+    options = {'pnginfo': info} if path.suffix == '.png' else comment
+    Image.fromarray(image).save(path, dpi=kept['dpi'], **options)
+
+
+@pytest.mark.parametrize(
+  ('ext', 'deep'),
+  [('png', False), ('png', True), ('tif', False), ('tif', True),
+   ('jpg', False)],
+)  # fmt: skip
+def test_what_describes_a_picture_is_kept(tmp_path, ext, deep):
+  source, target = tmp_path / f'a.{ext}', tmp_path / f'b.{ext}'
+  write_described(source, deep)
+  images.write(target, images.read(source))
+  with Image.open(source) as old, Image.open(target) as new:
+    names = {'png': ('Author',), 'jpg': ('comment', 'photoshop'), 'tif': ()}
+    for name in ('xmp', *names[ext]):
+      assert new.info[name] == old.info[name], name
+    dpi = [float(number) for number in new.info['dpi']]
+    np.testing.assert_allclose(dpi, (300, 200), atol=0.02)
+
+
+@pytest.mark.parametrize(
+  ('ext', 'deep'), [('png', False), ('png', True), ('jpg', False)]
+)
+def test_damaged_exif_is_left_out(identity, tmp_path, capsys, ext, deep):
+  source, exif = tmp_path / f'a.{ext}', b'Exif\0\0no EXIF at all'
+  picture = images.Picture(pixels(8, 8), True, {'exif': exif})
+  if deep:
+    deep = pixels(8, 8, 3, np.uint16)
+    source.write_bytes(images._png16(deep, picture.metadata))
+  else:
+    Image.fromarray(picture.pixels).save(source, exif=exif)
+  assert run('-i', source, '-o', tmp_path, model_path=identity) == 0
+  assert 'its EXIF is damaged, and left out' in capsys.readouterr().err
+  assert 'exif' not in images.read(tmp_path / f'a_out.{ext}').metadata
+
+
+@pytest.mark.parametrize(
+  ('tag', 'words'),
+  [(322, 'in tiles'), (284, 'in planes'), (338, 'times alpha')],
+)
+def test_16_bits_that_would_be_misread_are_refused(tmp_path, tag, words):
+  exif = Image.Exif()
+  exif[tag] = 2
+  deep = pixels(8, 8, 4 if tag == 338 else 3, np.uint16)
+  content = images._tiff(deep, {'exif': exif.tobytes()})
+  entry = struct.Struct('<HHIHH')  # Tag, type (SHORT), count, value, padding.
+  if tag == 338:
+    unassociated = entry.pack(tag, 3, 1, 2, 0)
+    assert unassociated in content
+    content = content.replace(unassociated, entry.pack(tag, 3, 1, 1, 0))
+  path = tmp_path / 'a.tif'
+  path.write_bytes(content)
+  with pytest.raises(images.ImageError, match=f'16 bits are stored {words}'):
+    images.read(path)
 
 
 def write_picture(path, *size, **options):

@@ -2,15 +2,16 @@
 
 Pixels are uint8 or uint16 [H, W, C], upright: C is 1 (gray), 2 (gray, alpha),
 3 (RGB) or 4 (RGB, alpha). A lossless file that is read and written has the same
-pixels, and its EXIF and colour profile, in JPEG and WebP also XMP; the
-orientation is applied, and its tag removed; sizes that EXIF or XMP state become
-those of the pixels. Palettes become RGB, and CMYK too: to restore ink by ink is
-meaningless, and a CMYK profile cannot stay with RGB.
+pixels, and its EXIF, XMP, colour profile and resolution; what only one format
+has, such as the texts of PNG, stays within it. The orientation is applied, and
+its tag removed; sizes that EXIF or XMP state become those of the pixels.
+Palettes become RGB, and CMYK too: to restore ink by ink is meaningless, and a
+CMYK profile cannot stay with RGB.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 import contextlib
 import dataclasses
 import io
@@ -28,6 +29,7 @@ from PIL import ExifTags
 from PIL import Image
 from PIL import ImageCms
 from PIL import ImageOps
+from PIL import PngImagePlugin
 from PIL import TiffImagePlugin
 from PIL import TiffTags
 
@@ -68,8 +70,14 @@ _UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
 # The tags of a TIFF file that describe the picture, not how it is stored.
 _DESCRIPTIVE = (
   'ImageDescription', 'Make', 'Model', 'Software', 'DateTime', 'Artist',
-  'Copyright', 'ExifOffset', 'GPSInfo',
+  'Copyright', 'ExifOffset', 'GPSInfo', 'IPTCNAA',
 )  # fmt: skip
+# What a PNG file says of its colours, and texts.
+_PNG_CHUNKS = (
+  b'gAMA', b'cHRM', b'cICP', b'sRGB', b'tEXt', b'zTXt', b'iTXt',
+)  # fmt: skip
+_PNG_HEAD = b'\x89PNG\r\n\x1a\n'
+_PNG_XMP = b'XML:com.adobe.xmp'
 # Where EXIF and XMP state the size of the picture.
 _EXIF_WIDTHS = (ExifTags.Base.ImageWidth, ExifTags.Base.ExifImageWidth)
 _EXIF_HEIGHTS = (ExifTags.Base.ImageLength, ExifTags.Base.ExifImageHeight)
@@ -92,7 +100,8 @@ class Picture:
   Attributes:
     pixels: u8 or u16[H, W, C], upright.
     lossless: Whether the file held exactly these pixels.
-    metadata: `exif`, `icc_profile`, `xmp` and `dpi`, of what there is.
+    metadata: `exif`, `icc_profile`, `xmp` and `dpi`, of what there is; of PNG,
+      `chunks`; of JPEG, `comment` and `extra`, a segment of IPTC.
     note: What cannot be kept, for people; '' if nothing.
   """
 
@@ -120,12 +129,14 @@ def _opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
           f'its pixels are of mode {image.mode}; expected gray, palette, RGB '
           'or CMYK, of 8 or 16 bits'
         )
+      if image.format == 'TIFF' and _is_deep(image):
+        _check_deep_tiff(image)
       yield image
   except ImageError:
     raise
   except Image.UnidentifiedImageError:
     raise ImageError(
-      'it is no picture, whatever its name says; expected '
+      'it is no picture that can be read, whatever its name says; expected '
       'PNG, JPEG, WebP, TIFF, BMP or PPM'
     ) from None
   except Image.DecompressionBombError:
@@ -136,8 +147,32 @@ def _opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
 
 def _is_deep(image: Image.Image) -> bool:
   """Returns whether a file has 16 bits a channel; before it is decoded."""
+  if image.format == 'TIFF':
+    return 16 in image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, ())
   raw_modes = [str(tile[3]) for tile in image.tile]
   return image.format in _DEMUXERS and any(';16' in raw for raw in raw_modes)
+
+
+def _check_deep_tiff(image: Image.Image) -> None:
+  """Raises ImageError if FFmpeg would take 16 bits for something else."""
+  tags = image.tag_v2
+  faults = {
+    'in tiles': TiffImagePlugin.TILEWIDTH in tags,
+    'in planes': tags.get(TiffImagePlugin.PLANAR_CONFIGURATION) == 2,
+    'as CMYK': image.mode == 'CMYK',
+    'times alpha': 1 in tags.get(TiffImagePlugin.EXTRASAMPLES, ()),
+    'as BigTIFF': _starts_with(image, b'II+', b'MM\0+'),
+  }
+  if any(faults.values()):
+    reasons = ' and '.join(name for name, there in faults.items() if there)
+    raise ImageError(
+      f'its 16 bits are stored {reasons}; save it as PNG, or as a TIFF without'
+    )
+
+
+def _starts_with(image: Image.Image, *heads: bytes) -> bool:
+  image.fp.seek(0)
+  return image.fp.read(4).startswith(heads)
 
 
 def output_suffix(
@@ -172,28 +207,39 @@ def read(path: Path, *, max_pixels: int = MAX_PIXELS) -> Picture:
     lossless = image.format not in ('JPEG', 'MPO')
     if image.format == 'WEBP':
       lossless = b'VP8L' in path.read_bytes()
+    notes = []
+    try:
+      Image.Exif().load(image.info.get('exif', b''))
+    except Exception:  # As in `_opened`.
+      del image.info['exif']
+      notes.append('its EXIF is damaged, and left out')
     orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     image.load()  # Also finds what is truncated, where FFmpeg does not.
     upright = ImageOps.exif_transpose(image)
-    metadata = _metadata(image, upright)
-    note = ''
+    metadata = _metadata(path, image, upright)
     if deep:
       pixels = _read_deep(path, _DEMUXERS[image.format])
       pixels = _UPRIGHT.get(orientation, lambda x: x)(pixels)
     else:
       if image.mode == 'CMYK':
-        note = 'CMYK is written as RGB'
+        notes.append('CMYK is written as RGB')
         upright = _from_cmyk(upright)
         metadata.pop('icc_profile', None)
       mode = _MODES[upright.mode] + 'A' * upright.has_transparency_data
       pixels = np.asarray(upright.convert(mode))
       pixels = pixels.reshape(*pixels.shape[:2], -1)
-  return Picture(pixels, lossless, metadata, note)
+  return Picture(pixels, lossless, metadata, '; '.join(notes))
 
 
 def _read_deep(path: Path, demuxer: str) -> np.ndarray:
   """Returns u16[H, W, C] as the file has them, not yet upright."""
-  with av.open(f'file:{path}', format=demuxer) as container:
+  source: str | io.BytesIO = f'file:{path}'
+  if demuxer == 'png_pipe':
+    # FFmpeg does not decode pixels beside damaged metadata.
+    source = io.BytesIO(
+      _png(chunk for chunk in _read_chunks(path) if chunk[0][:1].isupper())
+    )
+  with av.open(source, format=demuxer) as container:
     frame = next(container.decode(video=0))
   layout = frame.format
   if len(frame.planes) > 1 or any(c.bits != 16 for c in layout.components):
@@ -216,8 +262,10 @@ def _from_cmyk(image: Image.Image) -> Image.Image:
     return image.convert('RGB')
 
 
-def _metadata(image: Image.Image, upright: Image.Image) -> dict[str, Any]:
-  """Returns what `Image.save` takes to keep what describes a picture."""
+def _metadata(
+  path: Path, image: Image.Image, upright: Image.Image
+) -> dict[str, Any]:
+  """Returns what describes a picture: see `Picture`."""
   names = ('icc_profile', 'xmp', 'dpi', 'exif')
   kept = {name: upright.info[name] for name in names if upright.info.get(name)}
   exif = upright.getexif()
@@ -227,7 +275,39 @@ def _metadata(image: Image.Image, upright: Image.Image) -> dict[str, Any]:
       del exif[tag]
   if exif and 'exif' not in kept:
     kept['exif'] = exif.tobytes()
+  if image.format == 'PNG':
+    # XMP is kept apart; raw profiles are the EXIF and the like of old programs.
+    kept['chunks'] = [
+      (name, content) for name, content in _read_chunks(path)
+      if name in _PNG_CHUNKS
+      and not content.startswith((_PNG_XMP, b'Raw profile type '))
+    ]  # fmt: skip
+  if image.format in ('JPEG', 'MPO'):
+    kept['comment'] = image.info.get('comment', b'')
+    kept['extra'] = b''.join(
+      b'\xff\xed' + struct.pack('>H', len(content) + 2) + content
+      for name, content in image.applist if name == 'APP13'
+    )  # fmt: skip
   return kept
+
+
+def _read_chunks(path: Path) -> Iterator[tuple[bytes, bytes]]:
+  """Yields name and content of each chunk of a PNG file."""
+  with path.open('rb') as file:
+    file.seek(len(_PNG_HEAD))
+    while len(head := file.read(8)) == 8:
+      size, name = struct.unpack('>I4s', head)
+      yield name, file.read(size)
+      file.seek(4, os.SEEK_CUR)  # The checksum.
+
+
+def _png(chunks: Iterable[tuple[bytes, bytes]]) -> bytes:
+  """Returns a PNG file of chunks: name, content."""
+  return _PNG_HEAD + b''.join(
+    struct.pack('>I', len(data)) + name + data
+    + struct.pack('>I', zlib.crc32(name + data))
+    for name, data in chunks
+  )  # fmt: skip
 
 
 def enlarge(pixels: np.ndarray, *, height: int, width: int) -> np.ndarray:
@@ -326,6 +406,10 @@ def write(path: Path, picture: Picture) -> None:
         file.write(_png16(pixels, kept))
       else:
         options = _SAVE[suffix] | kept
+        if suffix == '.png':
+          options['pnginfo'] = PngImagePlugin.PngInfo()
+          for name, content in _described(kept):
+            options['pnginfo'].add(name, content)
         if suffix == '.webp' and picture.lossless:
           options |= {'lossless': True, 'exact': True}
         squeezed = pixels[..., 0] if pixels.shape[2] == 1 else pixels
@@ -377,6 +461,14 @@ def _exif_with_size(exif: bytes, height: int, width: int) -> bytes:
   return bytes(patched)
 
 
+def _described(kept: dict[str, Any]) -> list[tuple[bytes, bytes]]:
+  """Returns the chunks by which PNG tells what Pillow does not write."""
+  chunks = list(kept.get('chunks', ()))
+  if 'xmp' in kept:
+    chunks.append((b'iTXt', _PNG_XMP + b'\0\0\0\0\0' + kept['xmp']))
+  return chunks
+
+
 def _png16(pixels: np.ndarray, kept: dict[str, Any]) -> bytes:
   """Encodes u16[H, W, C] as PNG, which Pillow cannot."""
   height, width, channels = pixels.shape
@@ -393,12 +485,12 @@ def _png16(pixels: np.ndarray, kept: dict[str, Any]) -> bytes:
     chunks.append((b'iCCP', b'ICC Profile\0\0' + profile))
   if 'exif' in kept:
     chunks.append((b'eXIf', kept['exif'].removeprefix(b'Exif\0\0')))
+  if 'dpi' in kept:
+    per_metre = [round(number / 0.0254) for number in kept['dpi']]
+    chunks.append((b'pHYs', struct.pack('>2IB', *per_metre, 1)))
+  chunks += _described(kept)
   chunks += [(b'IDAT', zlib.compress(filtered.tobytes())), (b'IEND', b'')]
-  return b'\x89PNG\r\n\x1a\n' + b''.join(
-    struct.pack('>I', len(data)) + name + data
-    + struct.pack('>I', zlib.crc32(name + data))
-    for name, data in chunks
-  )  # fmt: skip
+  return _png(chunks)
 
 
 def _tiff(pixels: np.ndarray, kept: dict[str, Any]) -> bytes:
@@ -426,6 +518,12 @@ def _tiff(pixels: np.ndarray, kept: dict[str, Any]) -> bytes:
     tags[TiffImagePlugin.EXTRASAMPLES] = 2  # Alpha, not premultiplied.
   if 'icc_profile' in kept:
     tags[TiffImagePlugin.ICCPROFILE] = kept['icc_profile']
+  if 'xmp' in kept:
+    tags[TiffImagePlugin.XMP] = kept['xmp']
+  if 'dpi' in kept:
+    tags[TiffImagePlugin.X_RESOLUTION] = kept['dpi'][0]
+    tags[TiffImagePlugin.Y_RESOLUTION] = kept['dpi'][1]
+    tags[TiffImagePlugin.RESOLUTION_UNIT] = 2  # Inches.
   tags[TiffImagePlugin.STRIPOFFSETS] = 0  # Counted from the end of the tags.
   tags[TiffImagePlugin.STRIPBYTECOUNTS] = len(data)
   return b'II*\0' + struct.pack('<I', 8) + tags.tobytes(8) + data
