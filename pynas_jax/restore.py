@@ -266,8 +266,8 @@ class _Enhancer:
     except (MemoryError, RuntimeError) as error:
       reason = str(error).partition('\n')[0]
       raise NetworkError(
-        f'the network broke off: {reason}. Smaller tiles need less memory; '
-        'see --tile'
+        f'the network broke off: {reason}. If memory is short, smaller tiles '
+        'need less; see --tile'
       ) from error
     if self._flags.compare:
       height, width = restored.shape[:2]

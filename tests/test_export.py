@@ -112,6 +112,7 @@ def test_a_wrong_file_is_not_left_behind(model, tmp_path, monkeypatch, capsys):
     (('--format=onnx', '--size=720'), "size is '720'; expected"),
     (('--format=onnx', '--dtype=bf16'), 'use f32, or format openvino'),
     (('--format=onnx', '--model=nowhere'), 'nowhere is no folder'),
+    (('--format=onnx', '--out=.'), 'out is ., a folder; expected a file'),
   ],
 )
 def test_bad_input_ends_with_status_2(model, tmp_path, flags, message, capsys):

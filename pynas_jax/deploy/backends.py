@@ -39,6 +39,7 @@ DTYPES = ('float32', 'bfloat16')
 MAX_DIFFERENCE = 1e-3  # From XLA in float32, of values in [0, 1].
 PHOTO = Path(__file__).parents[1] / 'data' / 'photos' / 'city.png'
 PHOTO_SIZE = (96, 128)
+_CHECKSUM_BYTES = 32  # Of what is cached, before it.
 
 
 class BackendError(ValueError):
@@ -174,14 +175,18 @@ def _cached(network: Network, name: str, make: Callable[[], bytes]) -> bytes:
     return make()
   path = folder / 'onnx' / f'{_digest(network)}-{name}'
   if path.exists():
-    return path.read_bytes()
+    kept = path.read_bytes()
+    checksum, content = kept[:_CHECKSUM_BYTES], kept[_CHECKSUM_BYTES:]
+    if checksum == hashlib.sha256(content).digest():
+      return content
+    logging.info('%s is damaged; it is made again', path)
   content = make()
   # Others may be writing the same.
   me = f'{os.getpid()}-{threading.get_ident()}'
   partial = path.with_name(f'{path.name}.{me}.tmp')
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial.write_bytes(content)
+    partial.write_bytes(hashlib.sha256(content).digest() + content)
     partial.replace(path)
   except OSError as error:  # It serves without.
     logging.info('%s cannot be kept: %s', path, error)
@@ -229,7 +234,14 @@ def open_onnx(
   session = ort.InferenceSession(
     model, options, providers=['CPUExecutionProvider']
   )
-  return lambda batch: session.run(None, {onnx_graph.INPUT: batch})[0]
+
+  def run(batch):
+    try:
+      return session.run(None, {onnx_graph.INPUT: batch})[0]
+    except Exception as error:  # The runtime's own have no kind in common.
+      raise RuntimeError(f'ONNX Runtime: {error}') from error
+
+  return run
 
 
 def open_openvino(
@@ -306,7 +318,7 @@ def _check(backend: str, network: Network) -> None:
       "'xla'."
     )
   version = importlib.metadata.version(backend)
-  note = f'{backend}-{version}-difference.txt'
+  note = f'{backend}-{version}-difference'
   _cached(network, note, lambda: b'%g' % compare(backend, network))
 
 

@@ -76,7 +76,8 @@ def write(
 
   Args:
     network: The network, with the type of its arithmetic.
-    path: File to write; gets the suffix of its format if it has another.
+    path: File to write; gets the suffix of its format, in the place of that of
+      another, or at its end.
     format: Key of `SUFFIXES`.
     size: Height and width in pixels; None leaves them and the batch open.
     image_dtype: Of images, 'uint8' or 'float32'.
@@ -89,7 +90,7 @@ def write(
     BackendError: If the format has no such type, or if the file is wrong; it is
       not left behind.
   """
-  path = Path(path).with_suffix(SUFFIXES[format])
+  path = path_of(path, format)
   path.parent.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory(dir=path.parent, prefix='.export') as folder:
     partial = Path(folder) / path.name
@@ -98,6 +99,23 @@ def write(
     for file in sorted(Path(folder).iterdir()):
       file.replace(path.parent / file.name)
   return figures
+
+
+def path_of(path: str | Path, format: str) -> Path:
+  """Returns the file that a format is written to.
+
+  >>> str(path_of('net-1.5', 'onnx')), str(path_of('net.onnx', 'saved'))
+  ('net-1.5.onnx', 'net.jax')
+
+  Raises:
+    BackendError: If it is a folder.
+  """
+  path = Path(path)
+  if path.is_dir():
+    raise BackendError(f'out is {path}, a folder; expected a file to write.')
+  if path.suffix in SUFFIXES.values():
+    path = path.with_suffix('')
+  return path.with_name(path.name + SUFFIXES[format])
 
 
 def _compare(network, run: Run, size, dtype) -> dict[str, float]:
@@ -233,9 +251,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f'Error: {error}', file=sys.stderr)
     return 1
   print(
-    f'{Path(args.out).with_suffix(SUFFIXES[args.format])}: differs from XLA by '
+    f'{path_of(args.out, args.format)}: differs from XLA by '
     f'{figures["max_difference"]:.2g} and {figures["psnr_change_db"]:+.4f} dB'
   )
+  if args.format == 'openvino':
+    print(f"compile it with INFERENCE_PRECISION_HINT='{args.dtype}': the file "
+          'is the same for all types')  # fmt: skip
   if size is None:
     rows, cols = space_of(network.genotype).multiple(network.genotype)
     print(f'height must be a multiple of {rows}, width of {cols}')
