@@ -12,13 +12,16 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
+import contextlib
 import dataclasses
 import functools
 import math
 import os
 from pathlib import Path
 import re
+import signal
 import sys
+import threading
 import time
 from typing import Any
 import warnings
@@ -159,6 +162,9 @@ def _read_flags(argv: Sequence[str]) -> argparse.Namespace:
   require(bool(size) if raw else not flags.size, 'size', flags.size,
           'such as 1280x720 for the input -, and nothing else')  # fmt: skip
   flags.size = size and (int(size[2]), int(size[1]))
+  require(not size or math.prod(flags.size) <= flags.max_pixels, 'size',
+          size and size[0], f'at most {flags.max_pixels:,} pixels; raise '
+          '--max_pixels to allow it')  # fmt: skip
   for name in flags.input if not raw else ():
     require(os.path.exists(name), 'input', name, 'a file or a folder')
   if flags.model_path is None:
@@ -183,6 +189,7 @@ def _bundled(name: str) -> Path:
 def _jobs(flags: argparse.Namespace) -> list[Job]:
   """Returns the files to restore, those of folders in order of their paths."""
   jobs, out = [], flags.output.resolve()
+  tail = f'_{flags.suffix}' if flags.suffix else ''
   suffixes = (*files.SUFFIXES, *videos.SUFFIXES)
   for name in map(Path, flags.input):
     if not name.is_dir():
@@ -190,9 +197,9 @@ def _jobs(flags: argparse.Namespace) -> list[Job]:
       continue
     walk = name.rglob('*') if flags.recursive else name.iterdir()
     for path in sorted(walk):
-      # Not what an earlier run wrote here.
-      own = path.resolve().is_relative_to(out) and path.stem.endswith(
-        f'_{flags.suffix}'
+      # Not what an earlier run wrote here; without a suffix its folder tells.
+      own = path.resolve().is_relative_to(out) and (
+        path.stem.endswith(tail) if tail else name.resolve() in out.parents
       )
       if path.suffix.lower() in suffixes and path.is_file() and not own:
         jobs.append(Job(path, flags.output / path.parent.relative_to(name)))
@@ -456,6 +463,19 @@ def _run(argv: Sequence[str]) -> int:
   return 1 if batch.failed else 0
 
 
+@contextlib.contextmanager
+def _stopped_by_sigterm() -> Iterator[None]:
+  """Lets SIGTERM do what Ctrl-C does: nothing half written is left."""
+  if threading.current_thread() is not threading.main_thread():
+    yield  # No signals here.
+    return
+  before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGTERM, before)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
   """Restores what the flags name.
 
@@ -466,7 +486,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Exit status: 0 done, 1 something failed on the way, 2 a flag is unusable.
   """
   try:
-    return _run(sys.argv[1:] if argv is None else argv)
+    with _stopped_by_sigterm():
+      return _run(sys.argv[1:] if argv is None else argv)
   except config_lib.SettingError as error:
     return _say_failure(error, 2)
   except (OSError, NetworkError, videos.VideoError) as error:

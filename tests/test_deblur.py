@@ -403,6 +403,22 @@ def test_results_are_not_written_over_nor_restored_again(
   assert contents(tmp_path) == ['a.png', 'a_out.png']
 
 
+def test_results_below_the_input_are_not_restored_again(
+  identity, tmp_path, capsys
+):
+  write_picture(tmp_path / 'sub' / 'a.png')
+  args = ('-i', tmp_path, '-o', tmp_path / 'out', '--recursive')
+  flags = {'model_path': identity, 'suffix': ''}
+  assert run(*args, **flags) == 0
+  assert run(*args, **flags) == 0
+  assert '0 restored, 1 skipped, 0 failed' in capsys.readouterr().err
+  assert contents(tmp_path) == ['out/sub/a.png', 'sub/a.png']
+  # A folder of results that holds the inputs hides none of them.
+  args = ('-i', tmp_path / 'sub', '-o', tmp_path)
+  assert run(*args, **flags) == 0
+  assert (tmp_path / 'a.png').exists()
+
+
 def test_no_result_takes_the_place_of_an_input_or_another(
   identity, tmp_path, capsys
 ):

@@ -342,6 +342,29 @@ def test_frames_of_a_pipe(identity, tmp_path):
   assert not os.listdir(tmp_path)
 
 
+def test_raw_frames_have_a_largest_size(identity, capsys):
+  assert run('-i', '-', size='99999x99999', model_path=identity) == 2
+  said = capsys.readouterr().err
+  assert "size is '99999x99999'; expected at most 178,956,970 pixels" in said
+
+
+def test_sigterm_leaves_nothing_half_written(identity, tmp_path):
+  clip = Clip(times=tuple(range(0, 120_000, 40)))
+  source, out = write_clip(tmp_path / 'a.mp4', clip), tmp_path / 'out'
+  command = (*COMMAND, '-i', source, '-o', out, '--backend', 'xla')
+  process = subprocess.Popen(
+    (*command, '--model_path', identity), stderr=subprocess.PIPE, text=True
+  )
+  while not (out / 'a_out.mp4.tmp').exists():
+    assert process.poll() is None
+    time.sleep(0.01)
+  process.terminate()
+  _, said = process.communicate()
+  assert process.returncode == 1
+  assert 'stopped; the same command again skips what is done' in said
+  assert not os.listdir(out)
+
+
 def test_decoding_restoring_and_encoding_overlap(tmp_path, monkeypatch):
   source = write_clip(tmp_path / 'a.mp4', Clip(times=tuple(range(0, 400, 40))))
   # Frame 7 is decoded, one after the third restored, and frame 2 written, when

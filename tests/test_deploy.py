@@ -81,6 +81,19 @@ def test_other_images_are_refused_by_shape_and_type(restore, image):
     restore(image)
 
 
+@pytest.mark.parametrize('value', [255.0, -2.0, np.nan])
+def test_floats_that_are_not_in_0_to_1_are_refused(restore, value):
+  image = np.zeros((8, 8, 3))
+  image[0, 0, 0] = value
+  with pytest.raises(ValueError, match=r'expected floats in \[0, 1\]'):
+    restore(image)
+
+
+def test_the_result_is_the_callers_own(restore):
+  restored = restore(picture(16, 16, 3))
+  restored += 1
+
+
 def test_bfloat16_is_near_float32(restore, params):
   image = picture(32, 32, 3) / 255
   near = restorer.Restorer(NETWORK, params, dtype='bfloat16')(image)

@@ -70,6 +70,20 @@ def test_what_was_loaded_can_be_published_again(published, tmp_path):
     assert (again / name).read_bytes() == (published / name).read_bytes()
 
 
+def test_samples_of_another_network_do_not_stay(folder, restorer):
+  restorer.save_pretrained(folder)
+  assert not any((folder / name).exists() for name in release.SAMPLES)
+  assert 'before.png' not in (folder / release.README).read_text()
+
+
+def test_a_file_is_no_name_of_the_hub(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'in').mkdir()
+  (tmp_path / 'in' / 'net').touch()
+  with pytest.raises(release.LoadError, match='in/net is no folder; expected'):
+    Restorer.from_pretrained('in/net')
+
+
 def test_whoever_may_read_the_card_may_read_the_weights(published):
   modes = {path.stat().st_mode for path in published.iterdir()}
   assert len(modes) == 1
@@ -142,6 +156,13 @@ SPOILT = {
   ),
   'a field of another kind': (
     lambda f: edit(f, metrics='high'), "metrics is 'high'; expected dict"
+  ),
+  'a score that is none': (
+    lambda f: edit(f, metrics={'psnr': 'x'}),
+    "metrics.psnr is 'x'; expected a number",
+  ),
+  'a timing that is none': (
+    lambda f: edit(f, timings=[1]), 'a timing is 1; expected backend, device'
   ),
   'another genotype': (
     lambda f: edit(f, genotype=NETWORK.to_dict() | {'link': 'concat',

@@ -114,7 +114,7 @@ def _xla(network: Network, shape: tuple[int, ...], dtype: Any) -> Program:
     # A copy: the donated buffer must not be the caller's own memory.
     put=lambda batch: jax.block_until_ready(jnp.array(batch, copy=True)),
     run=lambda batch: jax.block_until_ready(compiled(network.params, batch)),
-    get=np.asarray,
+    get=np.array,  # A copy: JAX's own memory is for reading only.
   )
 
 

@@ -36,6 +36,7 @@ README = 'README.md'
 SAMPLES = ('before.png', 'after.png')
 MODELS = Path(__file__).resolve().parents[1] / 'models'
 LIBRARIES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain')
+_TIMING = {'device', 'backend', 'dtype', 'height', 'width', 'p50', 'p95'}
 MAX_CONFIG_BYTES = genotype_lib.MAX_JSON_BYTES
 HEADER_BYTES = 512  # Of a tensor's entry in the file's header, at most.
 # What some other tool would run, or may run, on loading.
@@ -102,10 +103,16 @@ def find(source: str | Path) -> Path | None:
 
   Args:
     source: A name of `shipped`, or a folder; the first that exists counts.
+
+  Raises:
+    LoadError: If it is a file.
   """
   if str(source) in shipped():
     return MODELS / source
-  return Path(source) if Path(source).is_dir() else None
+  source = Path(source)
+  if source.exists() and not source.is_dir():
+    raise no_network(source)
+  return source if source.is_dir() else None
 
 
 def download(
@@ -223,6 +230,14 @@ def _card(values: dict[str, Any]) -> Card:
     kind = list if isinstance(default, tuple) else type(default)
     if not isinstance(value, kind):
       raise ValueError(f'{name} is {value!r}; expected {kind.__name__}.')
+  for name, value in values.get('metrics', {}).items():
+    if not isinstance(value, int | float):
+      raise ValueError(f'metrics.{name} is {value!r}; expected a number.')
+  for timing in values.get('timings', ()):
+    if not isinstance(timing, dict) or not timing.keys() >= _TIMING:
+      raise ValueError(
+        f'a timing is {timing!r}; expected {", ".join(sorted(_TIMING))}.'
+      )
   values = {k: tuple(v) if isinstance(v, list) else v
             for k, v in values.items()}  # fmt: skip
   return Card(**values)
@@ -301,8 +316,11 @@ def write(
   # Not `save_file`, whose file none but its owner may read.
   partial.write_bytes(safetensors_numpy.save(tensors))
   partial.replace(directory / TENSORS)
-  for name, image in zip(SAMPLES, samples or (), strict=False):
-    Image.fromarray(image).save(directory / name)
+  for name, image in zip(SAMPLES, samples or (None, None), strict=True):
+    if image is None:  # Those that may be there are another network's.
+      (directory / name).unlink(missing_ok=True)
+    else:
+      Image.fromarray(image).save(directory / name)
   config = {'genotype': genotype.to_dict(), 'dtype': 'float32'}
   logbook.write_json(directory / CONFIG, config | dataclasses.asdict(card))
   text = _readme(genotype, card, directory)

@@ -38,6 +38,7 @@ from pynas_jax.spaces import space_of
 CHECKPOINTS = 'checkpoints'
 GENOTYPE = 'genotype.json'
 MAX_PROGRAMS = 16  # Shapes that a Restorer remembers.
+_MIN, _MAX = -1.0, 2.0  # Of floats meant for [0, 1]: filters overshoot.
 
 
 class Restorer:
@@ -186,7 +187,8 @@ class Restorer:
       uint8 for uint8, else float32.
 
     Raises:
-      ValueError: If the shape or the type is another.
+      ValueError: If the shape or the type is another, or if the values cannot
+        be meant to be in [0, 1].
     """
     image = np.asarray(image)
     is_image = image.ndim in (3, 4) and image.shape[-1] == 3 and image.size
@@ -199,6 +201,12 @@ class Restorer:
       )
     if image.dtype != np.uint8:
       image = image.astype(np.float32)
+      low, high = image.min(), image.max()
+      if not _MIN <= low <= high <= _MAX:
+        raise ValueError(
+          f'The image has values from {low:g} to {high:g}; expected floats in '
+          '[0, 1], or uint8.'
+        )
     batch = image if image.ndim == 4 else image[None]
     h, w = batch.shape[1:3]
     if self.bucket:
