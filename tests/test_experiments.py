@@ -10,6 +10,7 @@ import pytest
 
 from experiments import video_pairs
 from experiments.box import make_data
+from experiments.box import manifest
 from experiments.hinas import run as hinas
 from experiments.random_vs_search import run
 from pynas_jax import config as config_lib
@@ -111,6 +112,22 @@ def test_the_box_learns_from_what_is_blurred_and_is_tested_on_all(tmp_path):
     for split in ('train', 'test')
   }
   assert written == {'train': ['b-0.png', 'b-2.png'], 'test': ['b-0.png']}
+
+
+def test_the_box_is_from_the_files_in_its_manifest(shared, tmp_path, capsys):
+  data = shared / 'data'
+  others = ('bigbuckbunny', 'sample_edit_list')
+  videos = [p for p in (data / 'video').glob('*.mp4') if p.stem not in others]
+  folders = ('photos_clic', 'photos_gb82', 'benchmarks/bsds500')
+  photos = [data / name for name in folders]
+  flags = ['--check', '--videos', *map(str, videos)]
+  assert manifest.main([*flags, '--photos', *map(str, photos)]) == 0
+  Image.new('RGB', (8, 8)).save(tmp_path / 'a.png')
+  photos[1] = tmp_path
+  assert manifest.main([*flags, '--photos', *map(str, photos)]) == 1
+  said = capsys.readouterr().out
+  assert 'other photo a.png' in said
+  assert said.count('missing photo') == 25
 
 
 def test_the_box_has_more_motion_for_training_alone(tmp_path, monkeypatch):

@@ -90,6 +90,11 @@ def add_video_pairs(
       write_pairs(out / split / scene, name, *pair, keep)
 
 
+def photographs(folder: Path) -> list[Path]:
+  """Returns the photographs in and below a folder, in order."""
+  return [p for p in sorted(folder.rglob('*')) if p.suffix in ('.jpg', '.png')]
+
+
 def split_of(path: Path) -> str:
   """Returns a photograph's split, from its name alone."""
   draw = hashlib.sha256(path.stem.encode()).digest()[0] % 16
@@ -197,8 +202,7 @@ def add_photos(
   source: Path, out: Path, *, per_photo: int, moves: int, keep: float
 ) -> None:
   """Adds photographs, `per_photo` times shaken and `moves` times moved."""
-  paths = [p for p in sorted(source.rglob('*')) if p.suffix in ('.jpg', '.png')]
-  for path in paths:
+  for path in photographs(source):
     split = split_of(path)
     with Image.open(path) as image:
       image = image.convert('RGB')
