@@ -264,6 +264,15 @@ def test_a_truncated_video_is_restored_so_far(identity, tmp_path, capsys):
   assert f'a_out.mkv has {len(images)} frames' in said
 
 
+def test_times_that_jump_back_are_told(identity, tmp_path, capsys):
+  source = write_clip(tmp_path / 'a.ts', Clip('a.ts'))
+  source.write_bytes(2 * source.read_bytes())
+  assert run('-i', source, '-o', tmp_path, model_path=identity) == 1
+  said = capsys.readouterr().err
+  assert 'a.ts: its times jump back' in said
+  assert 'a_out.mp4 has 12 frames' in said
+
+
 @pytest.mark.parametrize('content', [b'', b'text\n', b'\0' * 5000])
 def test_what_is_no_video_is_told_and_leaves_nothing(
   identity, tmp_path, capsys, content

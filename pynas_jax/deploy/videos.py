@@ -363,7 +363,7 @@ class _Encoder:
     self._video: av.VideoStream | None = None
     self._waiting: list[_Frame | av.Packet] = []  # For the first frame.
     self._shown = _Frame(0, 0)  # The last one that has an image.
-    self._last = -math.inf
+    self._last = self._latest = -math.inf  # Times, written and read.
     output.metadata.update(container.metadata)
 
   def write(self, item: _Frame | av.Packet) -> None:
@@ -407,6 +407,9 @@ class _Encoder:
       frame.pts = self._report.frames
     else:
       time = item.time - round(self._start / self._unit)
+      if item.time < self._latest:
+        self._report.fault = 'its times jump back, as of videos joined'
+      self._latest = max(item.time, self._latest)
       self._last = frame.pts = max(time, self._last + 1)
       frame.duration = item.duration
     self._output.mux(video.encode(frame))
