@@ -110,12 +110,14 @@ def markdown(
 def _point(run: Mapping[str, Any]) -> dict[str, Any]:
   report = run['report']
   latency = report.get('latency_720p_ms') or {}
+  is_720p = (latency.get('height'), latency.get('width')) == (720, 1280)
   return {
     'name': run['name'],
     'psnr': report['psnr'],
     'ssim': report['ssim_3d'],
     'size_mb': BYTES_PER_PARAM * report['params'] / 1e6,
-    'latency_ms': latency.get('p50'),
+    # Times of other sizes do not compare.
+    'latency_ms': latency['p50'] if is_720p else None,
     'dataset': report['dataset'],
   }
 
@@ -229,10 +231,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     comparison = None
     if args.comparison:
       comparison = json.loads(args.comparison.read_text())
+    args.out.mkdir(parents=True, exist_ok=True)
   except (config_lib.SettingError, OSError, ValueError) as error:
     print(f'Error: {error}', file=sys.stderr)
     return 2
-  args.out.mkdir(parents=True, exist_ok=True)
   (args.out / 'table_1.md').write_text(table_1(runs))
   (args.out / 'table_2.md').write_text(table_2(runs))
   if comparison:

@@ -28,7 +28,7 @@ def run(tmp_path_factory):
   restorer = api.train(NETWORK, config, workdir=workdir)
   means = api.evaluate(restorer, config, workdir=workdir)
   values = api.make_report(restorer, config, means)
-  values['latency_720p_ms'] = {'p50': 12.5}
+  values['latency_720p_ms'] = {'p50': 12.5, 'height': 720, 'width': 1280}
   api.write_json(workdir / 'report.json', values)
   return workdir
 
@@ -68,6 +68,12 @@ def test_a_run_becomes_all_tables_and_figures(run, tmp_path, capsys):
     pixels = np.asarray(Image.open(out / f'{name}.png').convert('RGB'))
     assert min(pixels.shape[:2]) > 150
     assert pixels.std() > 5
+
+
+def test_times_of_other_sizes_do_not_stand_beside_published_ones(run):
+  found = report.read_run(run)
+  found['report']['latency_720p_ms']['height'] = 48
+  assert cells_of(report.table_1([found]))['tiny'][-1] == ''
 
 
 def test_strips_hold_blurry_restored_and_sharp(run):
