@@ -29,10 +29,12 @@ from pynas_jax import caching
 from pynas_jax import config as config_lib
 from pynas_jax import drawing
 from pynas_jax import evaluate as evaluate_lib
+from pynas_jax import genotype as genotype_lib
 from pynas_jax import logbook as logbook_lib
 from pynas_jax import parallel
 from pynas_jax import plot
 from pynas_jax import train as train_lib
+from pynas_jax.checkpoint import Checkpoints
 from pynas_jax.data import check
 from pynas_jax.data import sources
 from pynas_jax.deploy import backends
@@ -136,6 +138,10 @@ def open_workdir(
       one would spoil, or if data are missing or bad.
   """
   workdir = Path(workdir)
+  config_lib.require(
+    workdir.is_dir() or not workdir.exists(), 'workdir', str(workdir),
+    'a folder',
+  )  # fmt: skip
   if workdir.is_dir():
     logbook_lib.lock(workdir).release()  # Busy: sooner said than after checks.
   path = workdir / 'config.json'
@@ -144,9 +150,11 @@ def open_workdir(
     try:
       old = json.loads(path.read_text())
     except ValueError:
+      old = None
+    if not isinstance(old, dict):
       raise config_lib.SettingError(
-        f'{path} is not JSON; delete it or use another workdir.'
-      ) from None
+        f'{path} is not a JSON object; delete it or use another workdir.'
+      )
     # A run of before there was a setting went on as its default says.
     defaults = config_lib.flatten(json.loads(config_lib.base().to_json()))
     leaves, changed = defaults | config_lib.flatten(old), []
@@ -162,6 +170,32 @@ def open_workdir(
   workdir.mkdir(parents=True, exist_ok=True)
   write_json(path, new)
   return workdir
+
+
+def _check_genotype(
+  genotype: Genotype, config: ml_collections.ConfigDict
+) -> None:
+  """Raises SettingError unless images go in and come out as settings say."""
+  is_larger = config.task == 'super_resolution'
+  if genotype.scale != (config.data.scale if is_larger else 1):
+    raise config_lib.SettingError(
+      f'the network enlarges by {genotype.scale}, but task is {config.task!r}'
+      + (f' and data.scale {config.data.scale}.' if is_larger else '.')
+      + (" Set task to 'super_resolution' and data.scale to that factor."
+         if genotype.scale > 1 else ' Use a network that enlarges.')
+    )  # fmt: skip
+
+
+def _check_checkpoints(genotype: Genotype, workdir: Path) -> None:
+  """Raises SettingError if a directory holds a training of another network."""
+  with Checkpoints(workdir / restorer_lib.CHECKPOINTS) as checkpoints:
+    step = checkpoints.latest()
+    trained = step and checkpoints.meta(step)['genotype']
+  if trained and genotype_lib.from_dict(trained) != genotype:
+    raise config_lib.SettingError(
+      f'{workdir} holds the training of another architecture. Use another '
+      'workdir, or delete this one to start anew.'
+    )
 
 
 def commit() -> str | None:
@@ -301,9 +335,11 @@ def train(
       'a network of the architecture that is to be trained',
     )  # fmt: skip
     params = trained.params
+  _check_genotype(genotype, config)
   workdir = open_workdir(workdir, config)
-  derive(genotype, workdir)
   with logbook_lib.Logbook(workdir) as logbook:
+    _check_checkpoints(genotype, workdir)
+    derive(genotype, workdir)
     result = train_lib.train(
       genotype, config, directory=workdir / restorer_lib.CHECKPOINTS,
       logbook=logbook, params=params,
@@ -334,6 +370,7 @@ def evaluate(
     `ssim` and `ssim_3d`.
   """
   config = make_config(config, **settings)
+  _check_genotype(restorer.genotype, config)
   workdir = open_workdir(workdir, config, splits=('test',))
   source = sources.make_source(
     config.data, 'test', seed=config.seed, task=config.task

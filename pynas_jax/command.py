@@ -33,8 +33,8 @@ def parse(argv: list[str]) -> ml_collections.ConfigDict:
   """
   try:
     rest = flags.FLAGS(argv)[1:]
-  except AttributeError as error:
-    # What ml_collections raises for a setting that does not exist.
+  except (AttributeError, KeyError) as error:
+    # What ml_collections raises for settings and groups that do not exist.
     message = str(error).strip('"\'')
     known = list(config_lib.flatten(config_lib.base()))
     wrong = [
@@ -80,6 +80,9 @@ def run(
   logging.set_verbosity(logging.WARNING)
   try:
     main(parse(sys.argv))
+  except OSError as error:  # A disk that is full, a folder that is a file.
+    print(f'Error: {error}', file=sys.stderr)
+    sys.exit(1)
   except ValueError as error:
     # Settings, genotypes, checkpoints and data each say what is wrong.
     if type(error).__module__.partition('.')[0] != 'pynas_jax':

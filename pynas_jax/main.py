@@ -82,8 +82,8 @@ def _benchmark(config: ml_collections.ConfigDict, workdir: Path) -> None:
     restorer = api.untrained(restorer_lib.read_genotype(config.genotype))
   else:
     restorer = api.load(config.checkpoint or workdir)
-  timings = api.compare_backends(restorer, config)
   workdir.mkdir(parents=True, exist_ok=True)
+  timings = api.compare_backends(restorer, config)
   report = {
     'genotype': restorer.genotype.to_dict(),
     **api.describe_size(restorer.genotype),

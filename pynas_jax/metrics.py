@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 RADIUS = 5  # Pixels: an 11x11 window, Wang et al. 2004.
+WINDOW = 2 * RADIUS + 1
 SIGMA = 1.5  # Pixels, likewise.
 C1, C2 = 0.01**2, 0.03**2  # Likewise, for a data range of 1.
 
@@ -165,11 +166,10 @@ def ssim(restored: Array, sharp: Array, mask: Array | None = None) -> Array:
   """
   _check(restored, sharp)
   height, width = sharp.shape[1:3]
-  window = 2 * RADIUS + 1
-  if min(height, width) < window:
+  if min(height, width) < WINDOW:
     raise ValueError(
       f'ssim got images of {height}x{width}; expected at least '
-      f'{window}x{window} pixels, the size of its window.'
+      f'{WINDOW}x{WINDOW} pixels, the size of its window.'
     )
   blur = lambda x: _blur(_blur(x, 2), 3)  # noqa: E731
   if mask is not None:

@@ -105,6 +105,10 @@ def test_paper_settings():
       ['train.num_stpes', "'train.num_steps'"],
     ),
     (
+      ['--config=configs/search.py:tiny', '--config.trian.num_steps=3'],
+      ["'trian.num_steps' is not a setting", "'train.num_steps'"],
+    ),
+    (
       ['--config=configs/search.py:tiny', '--config.search.estimator=gumbel'],
       ['search.estimator', "'gumbel'", 'one_path'],
     ),
@@ -144,6 +148,7 @@ def test_bad_input_stops_with_status_2_and_the_way_out(args, words, tmp_path):
   assert 'Traceback' not in output
   for word in words:
     assert word in output
+  assert not (tmp_path / 'run').exists()
 
 
 def read_arrays(directory, item):
@@ -299,6 +304,66 @@ def test_a_run_of_before_a_setting_goes_on_with_its_default(tmp_path):
   config.train.start_from = 'fast'
   with pytest.raises(config_lib.SettingError, match="was '', is 'fast'"):
     api.open_workdir(tmp_path, config)
+
+
+def test_another_architecture_does_not_take_the_weights(tmp_path):
+  config = config_lib.shrink(config_lib.base())
+  config.mode, workdir = 'train', tmp_path / 'run'
+  first, other = (
+    genotype_lib.PyramidGenotype(
+      scales=(genotype_lib.ScaleGenotype(1, ('zero',), ('zero',)),),
+      widths=(4,), cells_per_stage=1, global_residual=residual,
+    )
+    for residual in (True, False)
+  )  # fmt: skip
+  api.train(first, config, workdir=workdir)
+  before = (workdir / 'genotype.json').read_text()
+  with pytest.raises(config_lib.SettingError, match='another architecture'):
+    api.train(other, config, workdir=workdir)
+  assert (workdir / 'genotype.json').read_text() == before
+
+
+@pytest.mark.parametrize(
+  ('settings', 'words'),
+  [
+    ({'data': {'crop': 9999}}, 'data.crop is 9999'),
+    ({'data': {'crop': 8}, 'train': {'loss': 'mse_ssim'}},
+     'data.crop is 8; expected 11 or more, the window of train.loss'),
+    ({'search': {'warmup_steps': 150}},
+     'search.warmup_steps is 150; expected at most search.num_steps, 4'),
+    ({'task': 'super_resolution', 'space': 'hinas',
+      'search': {'refine_passes': 0}},
+     "enlarges by 1, but task is 'super_resolution' and data.scale 2"),
+  ],
+)  # fmt: skip
+def test_what_is_refused_does_not_take_the_workdir(tmp_path, settings, words):
+  config = config_lib.shrink(config_lib.base())
+  config.data.scale = 2
+  genotype = genotype_lib.reference('dmphn-1-2')
+  with pytest.raises(config_lib.SettingError, match=words):
+    api.train(genotype, config, workdir=tmp_path / 'run', **settings)
+  assert not (tmp_path / 'run').exists()
+
+
+def test_test_images_smaller_than_the_window_are_refused(tmp_path):
+  make_folder(tmp_path / 'pairs')
+  for side in ('blur', 'sharp'):
+    path = tmp_path / 'pairs' / 'test' / side / 'small.png'
+    Image.new('RGB', (64, 10)).save(path)
+  config = config_lib.shrink(config_lib.base())
+  config.data.name, config.data.root = 'folder', str(tmp_path / 'pairs')
+  with pytest.raises(config_lib.SettingError, match=r'small \(10x64\)'):
+    api.open_workdir(tmp_path / 'run', config)
+
+
+@pytest.mark.parametrize('content', ['[1, 2]', '{'])
+def test_a_workdir_with_a_foreign_config_is_refused(tmp_path, content):
+  (tmp_path / 'config.json').write_text(content)
+  config = config_lib.shrink(config_lib.base())
+  with pytest.raises(config_lib.SettingError, match='is not a JSON object'):
+    api.open_workdir(tmp_path, config)
+  with pytest.raises(config_lib.SettingError, match='workdir is .*a folder'):
+    api.open_workdir(tmp_path / 'config.json', config)
 
 
 def test_training_starts_from_a_trained_network(tmp_path):

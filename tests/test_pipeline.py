@@ -49,6 +49,12 @@ def folder_config(tmp_path):
   return config
 
 
+def test_a_batch_of_one():
+  one, two = take(iterator(batch_size=1), 2)
+  assert one['blurred'].shape == (1, 24, 24, 3)
+  assert not same([one], [two])
+
+
 @pytest.mark.parametrize('split', ['train', 'validation'])
 def test_batches_of_photographs(split):
   (batch,) = take(iterator(split=split), 1)

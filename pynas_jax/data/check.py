@@ -17,7 +17,9 @@ import ml_collections
 
 from pynas_jax import config as config_lib
 from pynas_jax import logbook
+from pynas_jax import metrics
 from pynas_jax.data import faults as faults_lib
+from pynas_jax.data import pipeline
 from pynas_jax.data import sources
 
 CHECKED = 'data_check.json'  # In a workdir: what was found to be good.
@@ -45,10 +47,39 @@ def check_data(
     _check_folder(data, config.seed, workdir, splits)
   for split in splits:
     sources.make_source(data, split, seed=config.seed, task=config.task)
-  if data.tiles and 'train' in splits:
-    sources.make_training_source(data, 'train', seed=config.seed)
-  if data.alpha_fraction and 'train' in splits:
-    sources.make_training_source(data, 'alphas', seed=config.seed)
+  trained = ('train', 'alphas') if data.alpha_fraction else ('train',)
+  for split in trained if 'train' in splits else ():
+    source = sources.make_training_source(data, split, seed=config.seed)
+    pipeline.check_crop(config, source, data.crop)
+  _check_window(config, splits)
+
+
+def _check_window(
+  config: ml_collections.ConfigDict, splits: tuple[str, ...]
+) -> None:
+  """Raises SettingError if crops or test images are too small for SSIM."""
+  for name in ('search', 'train') if 'train' in splits else ():
+    loss, crop = config[name].loss, config.data.crop
+    config_lib.require(
+      'ssim' not in loss or crop >= metrics.WINDOW, 'data.crop', crop,
+      f'{metrics.WINDOW} or more, the window of {name}.loss {loss!r}',
+    )  # fmt: skip
+  if 'test' not in splits:
+    return
+  source = sources.make_source(
+    config.data, 'test', seed=config.seed, task=config.task
+  )
+  small = [
+    f'{name} ({height}x{width})'
+    for name, (height, width) in zip(source.names, source.sizes, strict=True)
+    if min(height, width) < metrics.WINDOW
+  ]
+  if small:
+    raise config_lib.SettingError(
+      f'{len(small)} images for testing are smaller than the window of SSIM, '
+      f'{metrics.WINDOW}x{metrics.WINDOW} pixels, such as {small[0]}; remove '
+      'them.'
+    )
 
 
 def _check_folder(

@@ -103,10 +103,10 @@ def make_train_iterator(
   """
   data = ml_collections.FrozenConfigDict(config.data)  # Threads read it later.
   source = sources.make_training_source(data, split, seed=config.seed)
+  check_crop(config, source, crop)
   recipe = degrade.make_recipe(data, config.task)
   # Blur is drawn on a wider crop, whose border is then cut away.
   margin = 0 if source.paired else recipe.margin
-  _check_crop(source, crop, margin)
 
   def draw(item: dict[str, Any], rng: np.random.Generator) -> Batch:
     images = [item[key] for key in ('blurred', 'sharp') if key in item]
@@ -126,7 +126,7 @@ def make_train_iterator(
     .shuffle()
     .repeat()  # Before the draw: it gives each pass its own crops.
     .random_map(draw)
-    .batch(batch_size)
+    .batch(batch_size, drop_remainder=True)  # There is none, but Grain counts.
   )
   options = grain.ReadOptions(
     num_threads=data.num_threads, prefetch_buffer_size=2 * data.num_threads
@@ -164,7 +164,18 @@ def validation_batch(config: ml_collections.ConfigDict) -> Batch:
   return {'blurred': blurred, 'sharp': sharp}
 
 
-def _check_crop(source: sources.Source, crop: int, margin: int) -> None:
+def check_crop(
+  config: ml_collections.ConfigDict, source: sources.Source, crop: int
+) -> None:
+  """Raises SettingError if images for training are smaller than a crop.
+
+  Args:
+    config: All settings.
+    source: Of `sources.make_training_source`.
+    crop: Side of a crop, pixels.
+  """
+  recipe = degrade.make_recipe(config.data, config.task)
+  margin = 0 if source.paired else recipe.margin
   small = [
     f'{name} ({height}x{width})'
     for name, (height, width) in zip(source.names, source.sizes, strict=True)
