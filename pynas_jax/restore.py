@@ -161,6 +161,7 @@ def _read_flags(argv: Sequence[str]) -> argparse.Namespace:
   size = re.fullmatch(r'([1-9]\d{0,4})x([1-9]\d{0,4})', flags.size or '')
   require(bool(size) if raw else not flags.size, 'size', flags.size,
           'such as 1280x720 for the input -, and nothing else')  # fmt: skip
+  flags.tail = f'_{flags.suffix}' if flags.suffix else ''
   flags.size = size and (int(size[2]), int(size[1]))
   require(not size or math.prod(flags.size) <= flags.max_pixels, 'size',
           size and size[0], f'at most {flags.max_pixels:,} pixels; raise '
@@ -189,7 +190,6 @@ def _bundled(name: str) -> Path:
 def _jobs(flags: argparse.Namespace) -> list[Job]:
   """Returns the files to restore, those of folders in order of their paths."""
   jobs, out = [], flags.output.resolve()
-  tail = f'_{flags.suffix}' if flags.suffix else ''
   suffixes = (*files.SUFFIXES, *videos.SUFFIXES)
   for name in map(Path, flags.input):
     if not name.is_dir():
@@ -199,7 +199,8 @@ def _jobs(flags: argparse.Namespace) -> list[Job]:
     for path in sorted(walk):
       # Not what an earlier run wrote here; without a suffix its folder tells.
       own = path.resolve().is_relative_to(out) and (
-        path.stem.endswith(tail) if tail else name.resolve() in out.parents
+        path.stem.endswith(flags.tail)
+        if flags.tail else name.resolve() in out.parents
       )
       if path.suffix.lower() in suffixes and path.is_file() and not own:
         jobs.append(Job(path, flags.output / path.parent.relative_to(name)))
@@ -304,8 +305,7 @@ class _Batch:
     Raises:
       FileExistsError: If it is an input, or the result of another one.
     """
-    tail = f'_{self._flags.suffix}' if self._flags.suffix else ''
-    path = job.folder / f'{job.source.stem}{tail}{suffix}'
+    path = job.folder / f'{job.source.stem}{self._flags.tail}{suffix}'
     key = str(path.resolve())
     other = self._taken.setdefault(key.casefold(), job.source)
     if other != job.source:

@@ -215,10 +215,17 @@ def test_sound_that_no_file_can_hold_is_left_out(identity, tmp_path, capsys):
   assert len(images) == len(clip.times)
 
 
-def test_alpha_is_told_to_be_lost(identity, tmp_path, capsys):
-  source = write_clip(tmp_path / 'a.mov', Clip('a.mov', 'png', 'rgba'))
+@pytest.mark.parametrize(
+  ('name', 'codec', 'pix_fmt', 'lost'),
+  [('a.mov', 'png', 'rgba', 'alpha'),
+   ('a.mkv', 'ffv1', 'yuv420p12le', 'more than 10 bits')],
+)  # fmt: skip
+def test_pixels_that_cannot_be_kept_are_told(
+  identity, tmp_path, capsys, name, codec, pix_fmt, lost
+):
+  source = write_clip(tmp_path / name, Clip(name, codec, pix_fmt))
   assert run('-i', source, '-o', tmp_path, model_path=identity) == 0
-  assert 'not kept: alpha' in capsys.readouterr().err
+  assert f'not kept: {lost}' in capsys.readouterr().err
 
 
 def write_broken(path, codec='mjpeg'):

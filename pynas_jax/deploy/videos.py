@@ -38,6 +38,7 @@ _MUXERS = {'.mkv': 'matroska', '.mov': 'mov', '.m4v': 'mp4', '.mp4': 'mp4'}
 _TAGS = {'language', 'title', 'handler_name'}  # Of sound, kept.
 _CODEC = 'libx264'
 _MAX_SIDE = 16_384  # Pixels, of its frames.
+_MAX_BITS = 10  # Of its colours.
 # Hardly to be told from the frames, and encoded faster than they are restored.
 _OPTIONS = {'crf': '16', 'preset': 'veryfast'}
 # Without the last two, FFmpeg darkens a frame by a level on its way to RGB and
@@ -516,8 +517,11 @@ def _left_out(
   video = container.streams.video[0]
   kept = {video, *copied}
   kinds = [stream.type for stream in container.streams if stream not in kept]
-  if any(part.is_alpha for part in video.format.components):
+  parts = video.format.components if video.format else ()  # None: not known.
+  if any(part.is_alpha for part in parts):
     kinds.append('alpha')
+  if any(part.bits > _MAX_BITS for part in parts):
+    kinds.append(f'more than {_MAX_BITS} bits')
   return f'not kept: {", ".join(sorted(set(kinds)))}' if kinds else ''
 
 
