@@ -18,6 +18,7 @@ from PIL import Image
 from PIL import ImageCms
 from PIL import ImageOps
 from PIL import PngImagePlugin
+from PIL import TiffImagePlugin
 import pytest
 
 from pynas_jax import deblur
@@ -222,6 +223,31 @@ def test_what_describes_a_picture_is_kept(tmp_path, ext, deep):
       assert new.info[name] == old.info[name], name
     dpi = [float(number) for number in new.info['dpi']]
     np.testing.assert_allclose(dpi, (300, 200), atol=0.02)
+
+
+def test_a_resolution_that_is_none_is_left_out(tmp_path):
+  tags = TiffImagePlugin.ImageFileDirectory_v2()
+  for tag in (TiffImagePlugin.X_RESOLUTION, TiffImagePlugin.Y_RESOLUTION):
+    tags[tag] = TiffImagePlugin.IFDRational(300, 0)
+  tags[TiffImagePlugin.RESOLUTION_UNIT] = 2
+  path = tmp_path / 'a.tif'
+  Image.fromarray(pixels(8, 8)).save(path, tiffinfo=tags)
+  picture = images.read(path)
+  assert 'dpi' not in picture.metadata
+  for suffix in ('.tif', '.png', '.jpg'):
+    images.write(tmp_path / f'b{suffix}', picture)
+
+
+def test_a_transparent_colour_of_16_bits_stays(tmp_path):
+  deep = pixels(4, 4, 3, np.uint16)
+  key = (b'tRNS', deep[0, 0].astype('>u2').tobytes())
+  path = tmp_path / 'a.png'
+  path.write_bytes(images._png16(deep, {'chunks': [key]}))
+  found = images.read(path).pixels
+  assert found.shape == (4, 4, 4)
+  np.testing.assert_array_equal(found[..., :3], deep)
+  assert found[0, 0, 3] == 0
+  assert found[1:, :, 3].min() == 65535
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ from PIL import TiffImagePlugin
 from PIL import TiffTags
 
 MAX_PIXELS = 178_956_970  # More than that Pillow takes for an attack.
+MAX_DPI = 1e6  # More is no resolution, nor is 0 or what is no number.
 # Pillow's formats that are read -> the suffix of what is written.
 FORMATS = {
   'PNG': '.png', 'JPEG': '.jpg', 'MPO': '.jpg', 'WEBP': '.webp',
@@ -235,10 +236,13 @@ def _read_deep(path: Path, demuxer: str) -> np.ndarray:
   """Returns u16[H, W, C] as the file has them, not yet upright."""
   source: str | io.BytesIO = f'file:{path}'
   if demuxer == 'png_pipe':
-    # FFmpeg does not decode pixels beside damaged metadata.
+    # Pixels alone: FFmpeg does not decode them beside damaged metadata.
     source = io.BytesIO(
-      _png(chunk for chunk in _read_chunks(path) if chunk[0][:1].isupper())
-    )
+      _png(
+        (name, content) for name, content in _read_chunks(path)
+        if name[:1].isupper() or name == b'tRNS'
+      )
+    )  # fmt: skip
   with av.open(source, format=demuxer) as container:
     frame = next(container.decode(video=0))
   layout = frame.format
@@ -268,6 +272,8 @@ def _metadata(
   """Returns what describes a picture: see `Picture`."""
   names = ('icc_profile', 'xmp', 'dpi', 'exif')
   kept = {name: upright.info[name] for name in names if upright.info.get(name)}
+  if not all(0 < float(number) < MAX_DPI for number in kept.get('dpi', ())):
+    del kept['dpi']
   exif = upright.getexif()
   if image.format == 'TIFF':
     exif = image.getexif()
