@@ -193,8 +193,11 @@ def output_suffix(path: Path, *, sound: bool = True) -> str:
 
 def _holds(suffix: str, sound: list[av.AudioStream]) -> bool:
   """Returns whether a kind of file can hold streams of sound."""
+  contexts = [stream.codec_context for stream in sound]
+  if None in contexts:
+    return False  # It is of no kind that FFmpeg knows.
   if _MUXERS[suffix] == 'mp4' and any(
-    stream.codec_context.name.startswith('pcm_') for stream in sound
+    context.name.startswith('pcm_') for context in contexts
   ):
     return False  # Few play it, and FFmpeg fails if no one names the speakers.
   try:
