@@ -74,22 +74,19 @@ def run(
 
   Args:
     main: Takes the settings.
-    failures: Errors of a run that cannot go on, which end it with status 1;
-      bad input ends it with status 2, Ctrl-C with 130.
+    failures: Errors of a run that cannot go on, which end it with status 1,
+      as a full disk does; bad input ends it with status 2, Ctrl-C with 130.
   """
   logging.set_verbosity(logging.WARNING)
   try:
     main(parse(sys.argv))
-  except OSError as error:  # A disk that is full, a folder that is a file.
-    print(f'Error: {error}', file=sys.stderr)
-    sys.exit(1)
   except ValueError as error:
     # Settings, genotypes, checkpoints and data each say what is wrong.
     if type(error).__module__.partition('.')[0] != 'pynas_jax':
       raise
     print(f'Error: {error}', file=sys.stderr)
     sys.exit(2)
-  except failures as error:
+  except (*failures, OSError) as error:
     print(f'Error: {error}', file=sys.stderr)
     sys.exit(1)
   except KeyboardInterrupt:

@@ -478,12 +478,11 @@ def validate(c: ml_collections.ConfigDict) -> None:
     'data.saturation_jitter', 'data.alpha_fraction',
   ):  # fmt: skip
     require(0 <= leaves[name] < 1, name, leaves[name], '0 or more, below 1')
-  varying, s = c.data.varying, c.search
+  varying = c.data.varying
   require(0 <= varying <= 1, 'data.varying', varying, '0 to 1')
-  require(
-    s.warmup_steps <= s.num_steps, 'search.warmup_steps', s.warmup_steps,
-    f'at most search.num_steps, {s.num_steps}',
-  )  # fmt: skip
+  warmup, num_steps = c.search.warmup_steps, c.search.num_steps
+  require(warmup <= num_steps, 'search.warmup_steps', warmup,
+          f'at most search.num_steps, {num_steps}')  # fmt: skip
   size = c.data.kernel_size
   odd = size > 0 and size % 2 == 1
   require(odd, 'data.kernel_size', size, 'an odd number')

@@ -184,7 +184,9 @@ def test_exported_graphs_are_kept_and_named_after_what_they_are(cache):
   assert backends.choose('onnxruntime', shared) == 'onnxruntime'
   files = {path: path.stat().st_mtime_ns for path in cache.rglob('*.onnx')}
   assert len(files) == 1
-  assert len(list(cache.rglob('*onnxruntime*-difference'))) == 1
+  (note,) = cache.rglob('*onnxruntime*-difference')
+  difference = float(note.read_bytes()[backends._CHECKSUM_BYTES :])
+  assert difference < backends.MAX_DIFFERENCE
   backends.choose('onnxruntime', shared)
   assert files == {p: p.stat().st_mtime_ns for p in cache.rglob('*.onnx')}
   double = jax.tree.map(lambda leaf: 2 * leaf, shared.params)

@@ -266,6 +266,28 @@ def test_damaged_exif_is_left_out(identity, tmp_path, capsys, ext, deep):
   assert 'exif' not in images.read(tmp_path / f'a_out.{ext}').metadata
 
 
+def test_bigtiff_of_16_bits_is_refused(tmp_path):
+  path = tmp_path / 'a.tif'
+  Image.fromarray(pixels(8, 8, 1, np.uint16)[..., 0]).save(path, big_tiff=True)
+  with pytest.raises(images.ImageError, match='16 bits are stored as BigTIFF'):
+    images.read(path)
+
+
+def test_cmyk_of_16_bits_is_refused(tmp_path):
+  content = images._tiff(pixels(8, 8, 4, np.uint16), {})
+  entry = struct.Struct('<HHIHH')  # Tag, type (SHORT), count, value, padding.
+  for old, new in (
+    ((262, 3, 1, 2, 0), (262, 3, 1, 5, 0)),  # RGB becomes CMYK;
+    ((338, 3, 1, 2, 0), (339, 3, 1, 1, 0)),  # there is no alpha.
+  ):
+    assert entry.pack(*old) in content
+    content = content.replace(entry.pack(*old), entry.pack(*new))
+  path = tmp_path / 'a.tif'
+  path.write_bytes(content)
+  with pytest.raises(images.ImageError, match='16 bits are stored as CMYK'):
+    images.read(path)
+
+
 @pytest.mark.parametrize(
   ('tag', 'words'),
   [(322, 'in tiles'), (284, 'in planes'), (338, 'times alpha')],

@@ -190,7 +190,7 @@ def test_languages_and_chapters_stay(identity, tmp_path):
   with av.open(str(whole)) as old, av.open(str(source), 'w') as new:
     streams = [new.add_stream_from_template(each) for each in old.streams]
     for stream, language in zip(streams, ('und', 'deu', 'fra'), strict=True):
-      stream.metadata['language'] = language
+      stream.metadata.update(language=language, title=f'In {language}')
     new.set_chapters([chapter])
     for packet in old.demux():
       if packet.size:
@@ -201,6 +201,7 @@ def test_languages_and_chapters_stay(identity, tmp_path):
     first, *sounds = container.streams
     assert first.type == 'video'
     assert [each.metadata['language'] for each in sounds] == ['deu', 'fra']
+    assert [x.metadata['title'] for x in sounds] == ['In deu', 'In fra']
     (found,) = container.chapters()
   assert found['metadata'] == chapter['metadata']
   assert found['end'] * found['time_base'] == 120 * MILLISECOND

@@ -151,6 +151,18 @@ def test_bad_input_stops_with_status_2_and_the_way_out(args, words, tmp_path):
   assert not (tmp_path / 'run').exists()
 
 
+def test_a_workdir_below_a_file_ends_with_status_1(tmp_path):
+  (tmp_path / 'file').touch()
+  status, output = run(
+    '--config=configs/benchmark.py', '--config.genotype=dmphn-1-2',
+    f'--workdir={tmp_path / "file" / "run"}',
+  )  # fmt: skip
+  assert status == 1
+  assert output.startswith('Error: ')
+  assert str(tmp_path / 'file') in output
+  assert 'timing' not in output
+
+
 def read_arrays(directory, item):
   """Returns the newest checkpoint's arrays by path."""
   with Checkpoints(directory) as checkpoints:

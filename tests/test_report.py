@@ -70,6 +70,13 @@ def test_a_run_becomes_all_tables_and_figures(run, tmp_path, capsys):
     assert pixels.std() > 5
 
 
+def test_a_folder_that_cannot_be_made_is_named(run, tmp_path, capsys):
+  (tmp_path / 'file').touch()
+  out = tmp_path / 'file' / 'out'
+  assert report.main(['--runs', str(run), '--out', str(out)]) == 2
+  assert str(out) in capsys.readouterr().err
+
+
 def test_times_of_other_sizes_do_not_stand_beside_published_ones(run):
   found = report.read_run(run)
   found['report']['latency_720p_ms']['height'] = 48

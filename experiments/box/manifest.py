@@ -3,8 +3,7 @@
   python -m experiments.box.manifest --videos videos/*.mp4 \
     --photos clic gb82 bsds500 [--check]
 
-`manifest.csv` has kind, name, split and SHA-256 of each. Names are those
-of the commands in README.md.
+`manifest.csv` has kind, name, split and SHA-256 of each.
 """
 
 from __future__ import annotations

@@ -45,30 +45,30 @@ def check_data(
   data = config.data
   if data.name == 'folder':
     _check_folder(data, config.seed, workdir, splits)
-  for split in splits:
-    sources.make_source(data, split, seed=config.seed, task=config.task)
+  found = {
+    split: sources.make_source(
+      data, split, seed=config.seed, task=config.task
+    )
+    for split in splits
+  }
   trained = ('train', 'alphas') if data.alpha_fraction else ('train',)
-  for split in trained if 'train' in splits else ():
-    source = sources.make_training_source(data, split, seed=config.seed)
-    pipeline.check_crop(config, source, data.crop)
-  _check_window(config, splits)
+  if 'train' in splits:
+    for split in trained:
+      source = sources.make_training_source(data, split, seed=config.seed)
+      pipeline.check_crop(config, source, data.crop)
+    for name in ('search', 'train'):
+      loss = config[name].loss
+      config_lib.require(
+        'ssim' not in loss or data.crop >= metrics.WINDOW, 'data.crop',
+        data.crop, f'{metrics.WINDOW} or more, the window of {name}.loss '
+        f'{loss!r}',
+      )  # fmt: skip
+  if 'test' in found:
+    _check_window(found['test'])
 
 
-def _check_window(
-  config: ml_collections.ConfigDict, splits: tuple[str, ...]
-) -> None:
-  """Raises SettingError if crops or test images are too small for SSIM."""
-  for name in ('search', 'train') if 'train' in splits else ():
-    loss, crop = config[name].loss, config.data.crop
-    config_lib.require(
-      'ssim' not in loss or crop >= metrics.WINDOW, 'data.crop', crop,
-      f'{metrics.WINDOW} or more, the window of {name}.loss {loss!r}',
-    )  # fmt: skip
-  if 'test' not in splits:
-    return
-  source = sources.make_source(
-    config.data, 'test', seed=config.seed, task=config.task
-  )
+def _check_window(source: sources.Source) -> None:
+  """Raises SettingError if test images are smaller than the window of SSIM."""
   small = [
     f'{name} ({height}x{width})'
     for name, (height, width) in zip(source.names, source.sizes, strict=True)

@@ -105,8 +105,7 @@ def make_train_iterator(
   source = sources.make_training_source(data, split, seed=config.seed)
   check_crop(config, source, crop)
   recipe = degrade.make_recipe(data, config.task)
-  # Blur is drawn on a wider crop, whose border is then cut away.
-  margin = 0 if source.paired else recipe.margin
+  margin = _margin(source, recipe)
 
   def draw(item: dict[str, Any], rng: np.random.Generator) -> Batch:
     images = [item[key] for key in ('blurred', 'sharp') if key in item]
@@ -164,18 +163,25 @@ def validation_batch(config: ml_collections.ConfigDict) -> Batch:
   return {'blurred': blurred, 'sharp': sharp}
 
 
+def _margin(source: sources.Source, recipe: degrade.Recipe) -> int:
+  """Returns by how many pixels crops are drawn wider, to be blurred and cut."""
+  return 0 if source.paired else recipe.margin
+
+
 def check_crop(
   config: ml_collections.ConfigDict, source: sources.Source, crop: int
 ) -> None:
-  """Raises SettingError if images for training are smaller than a crop.
+  """Checks that no image for training is smaller than a crop.
 
   Args:
     config: All settings.
     source: Of `sources.make_training_source`.
     crop: Side of a crop, pixels.
+
+  Raises:
+    SettingError: Names those that are.
   """
-  recipe = degrade.make_recipe(config.data, config.task)
-  margin = 0 if source.paired else recipe.margin
+  margin = _margin(source, degrade.make_recipe(config.data, config.task))
   small = [
     f'{name} ({height}x{width})'
     for name, (height, width) in zip(source.names, source.sizes, strict=True)

@@ -107,6 +107,10 @@ def path_of(path: str | Path, format: str) -> Path:
   >>> str(path_of('net-1.5', 'onnx')), str(path_of('net.onnx', 'saved'))
   ('net-1.5.onnx', 'net.jax')
 
+  Args:
+    path: As asked for: with the suffix of the format, of another, or none.
+    format: Key of `SUFFIXES`.
+
   Raises:
     BackendError: If it is a folder.
   """

@@ -110,9 +110,11 @@ def find(source: str | Path) -> Path | None:
   if str(source) in shipped():
     return MODELS / source
   source = Path(source)
-  if source.exists() and not source.is_dir():
+  if source.is_dir():
+    return source
+  if source.exists():
     raise no_network(source)
-  return source if source.is_dir() else None
+  return None
 
 
 def download(

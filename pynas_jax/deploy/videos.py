@@ -304,9 +304,8 @@ def _read(
 
   def is_inside(time: int | None, unit: Fraction) -> bool:
     # Sound begins before 0, with what its decoder needs first.
-    return (not start or start <= seconds(time, unit)) and (
-      seconds(time, unit) < end
-    )
+    now = seconds(time, unit)
+    return (not start or start <= now) and now < end
 
   def inside(frames: Iterable[_Frame]) -> Iterator[_Frame]:
     for frame in frames:
@@ -365,6 +364,7 @@ class _Encoder:
     self._unit = 1 / self._rate if self._rate else self._source.time_base
     self._convert = _converter()
     self._video: av.VideoStream | None = None
+    self._sound: dict[av.AudioStream, av.AudioStream] = {}
     self._waiting: list[_Frame | av.Packet] = []  # For the first frame.
     self._shown = _Frame(0, 0)  # The last one that has an image.
     self._last = self._latest = -math.inf  # Times, written and read.
@@ -420,6 +420,7 @@ class _Encoder:
     self._report.frames += 1
 
   def _add_sound(self, source: av.AudioStream) -> av.AudioStream:
+    """Returns the stream for packets of one of the source."""
     stream = self._output.add_stream_from_template(source)
     for name in _TAGS & source.metadata.keys():
       stream.metadata[name] = source.metadata[name]
