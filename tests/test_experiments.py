@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+import shutil
 
 import numpy as np
 from PIL import Image
@@ -11,12 +13,15 @@ import pytest
 from experiments import video_pairs
 from experiments.box import make_data
 from experiments.box import manifest
+from experiments.box import release as box
 from experiments.hinas import run as hinas
 from experiments.random_vs_search import run
 from pynas_jax import config as config_lib
 from pynas_jax import genotype as genotype_lib
+from pynas_jax import logbook
 from pynas_jax import spaces
 from pynas_jax.data import files
+from pynas_jax.deploy import release
 
 
 @pytest.fixture
@@ -128,6 +133,43 @@ def test_the_box_is_from_the_files_in_its_manifest(shared, tmp_path, capsys):
   said = capsys.readouterr().out
   assert 'other photo a.png' in said
   assert said.count('missing photo') == 25
+
+
+def test_the_box_keeps_scores_curves_and_times(tmp_path, monkeypatch, capsys):
+  rng = np.random.default_rng(0)
+  for side in ('blur', 'sharp'):
+    path = tmp_path / 'data' / 'test' / 'clip' / side / 'pairs1-000001-0.png'
+    path.parent.mkdir(parents=True)
+    Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save(path)
+  models = tmp_path / 'models'
+  before = json.loads((release.MODELS / 'fast' / 'config.json').read_text())
+  for folder in (tmp_path / 'run_1', tmp_path / 'run_2', models / 'fast'):
+    shutil.copytree(release.MODELS / 'fast', folder)
+  shutil.copytree(release.MODELS / 'quality', models / 'quality')
+  for i, run_dir in enumerate((tmp_path / 'run_1', tmp_path / 'run_2')):
+    with logbook.Logbook(run_dir) as log:
+      log.write('train', 10, {'validation/psnr': 30.0 + i})
+  monkeypatch.setattr(release, 'MODELS', models)
+  monkeypatch.setattr(box, 'HERE', tmp_path)
+  flags = [f'--data={tmp_path / "data"}', '--name=fast', '--minutes=7']
+  runs = ['--runs', str(tmp_path / 'run_1'), str(tmp_path / 'run_2')]
+  box.main([*flags, *runs, '--keep_times'])
+  after = json.loads((models / 'fast' / 'config.json').read_text())
+  assert after['timings'] == before['timings']
+  assert 'Trained for 7 core minutes' in after['limits']
+  found = json.loads((tmp_path / 'fast.json').read_text())
+  assert [row['pairs'] for row in found['rows']] == [
+    'video, exposure 1', 'sharp, left alone',
+  ]  # fmt: skip
+  assert found['rows'][0]['psnr'] == after['metrics']['video, exposure 1: psnr']
+  stages = [(r['stage'], r['validation/psnr']) for r in found['curves']]
+  assert stages == [('run_1', 30.0), ('run_2', 31.0)]
+  with Image.open(tmp_path / 'fast_curves.png') as image:
+    assert image.width > image.height
+  assert 'run_2' in found['command']
+  with pytest.raises(SystemExit, match='2'):
+    box.main([*flags, *runs, '--keep_times', '--name=quality'])
+  assert 'another architecture' in capsys.readouterr().err
 
 
 def test_the_box_has_more_motion_for_training_alone(tmp_path, monkeypatch):

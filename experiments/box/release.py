@@ -1,21 +1,25 @@
 """Scores a trained network, times it and puts it in the box.
 
-  python -m experiments.box.release --run=runs/fast_fine --data=data/test \
-    --name=fast --minutes=142
+  python -m experiments.box.release --runs runs/fast_4 runs/fast_fine \
+    --data=data/test --name=fast --minutes=142
 
 Scores are those of scenes that no training saw: pairs of video by exposure, all
 of them and those that are neither all but sharp nor all smear; shaken
 photographs; and sharp pictures as their own input, which should come back as
-they were. Times are those of every runtime at hand on a 720p frame. Writes
-pynas_jax/models/NAME and experiments/box/NAME.json.
+they were. Times are those of every runtime at hand on a 720p frame, or with
+`--keep_times` those of the network of this name and architecture that is
+replaced. Writes pynas_jax/models/NAME, and NAME.json and NAME_curves.png of
+experiments/box, which have the curves of all runs that are named.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+import shlex
 import statistics
+import sys
 
 import numpy as np
 from PIL import Image
@@ -25,6 +29,7 @@ import pynas_jax
 from pynas_jax import api
 from pynas_jax import logbook
 from pynas_jax import metrics
+from pynas_jax import plot
 from pynas_jax.deploy import backends
 from pynas_jax.deploy import benchmark
 from pynas_jax.deploy import release
@@ -43,6 +48,7 @@ LIMITS = (
 )
 GROUPS = {f'pairs{x}': f'video, exposure {x}' for x in ('0.5', '1', '2')}
 BLURRY = Path(pynas_jax.__file__).parent / 'data' / 'blurry' / 'girl.jpg'
+HERE = Path(__file__).parent
 MAX_SHARP = 60  # Sharp pictures; they differ less than blurred ones.
 
 
@@ -104,6 +110,15 @@ def time_all(run: Path) -> list[dict]:
   return rows
 
 
+def curves(runs: list[Path]) -> list[dict]:
+  """Returns what the runs recorded, with the runs' names as stages."""
+  return [
+    record | {'stage': run.name}
+    for run in runs
+    for record in logbook.read_records(run)
+  ]
+
+
 def sample(restorer: Restorer) -> tuple[np.ndarray, np.ndarray]:
   """Returns part of a bundled blurry picture, before and after."""
   height, width = (slice(n // 2 - 160, n // 2 + 160) for n in (576, 576))
@@ -111,17 +126,29 @@ def sample(restorer: Restorer) -> tuple[np.ndarray, np.ndarray]:
   return blurry, restorer(blurry)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
   """Scores, times and writes."""
   parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
-  parser.add_argument('--run', type=Path, required=True, help='workdir')
+  parser.add_argument(
+    '--runs', type=Path, nargs='+', required=True,
+    help='workdirs of the trainings, in order; the last has the network',
+  )  # fmt: skip
   parser.add_argument('--data', type=Path, required=True, help='of make_data')
   parser.add_argument('--name', required=True, help='of the network')
   parser.add_argument('--minutes', type=int, required=True, help='of training')
-  args = parser.parse_args()
-  restorer = Restorer.from_pretrained(args.run)
+  parser.add_argument('--keep_times', action='store_true')
+  argv = sys.argv[1:] if argv is None else list(argv)
+  args = parser.parse_args(argv)
+  run = args.runs[-1]
+  restorer = Restorer.from_pretrained(run)
+  if args.keep_times:
+    known, _, card = release.read(release.MODELS / args.name)
+    if known != restorer.genotype:
+      parser.error(f'--keep_times: {args.name} has another architecture')
+    timings = card.timings
+  else:
+    timings = time_all(run)
   rows = score(restorer, args.data)
-  timings = time_all(args.run)
   card = release.Card(
     task='deblurring',
     data=DATA,
@@ -137,13 +164,16 @@ def main() -> None:
   restorer.save_pretrained(
     release.MODELS / args.name, card=card, samples=sample(restorer)
   )
+  records = curves(args.runs)
+  plot.curves(records, HERE / f'{args.name}_curves.png')
+  flags = shlex.join(argv)
   logbook.write_json(
-    Path(__file__).parent / f'{args.name}.json',
+    HERE / f'{args.name}.json',
     {
-      'command': f'python -m experiments.box.release --run=runs/{args.run.name}'
-      f' --data=data/test --name={args.name} --minutes={args.minutes}',
+      'command': f'python -m experiments.box.release {flags}',
       'rows': rows,
       'timings': timings,
+      'curves': records,
       'versions': api.versions(),
       'commit': api.commit(),
     },
