@@ -415,8 +415,9 @@ class _Batch:
         job.source, path, self._enhance_frame, fps=flags.fps, start=flags.start,
         end=flags.end, on_frame=on_frame,
       )  # fmt: skip
-    if report.note:
-      _say(f'{job.source}: {report.note}.')
+    if report.left_out:
+      kinds = ', '.join(sorted(report.left_out))
+      _say(f'{job.source}: not kept: {kinds}.')
     faults = [report.fault] if report.fault else []
     if report.repeated:
       text = f'{report.repeated} frames are damaged and show the one before'

@@ -180,7 +180,7 @@ def test_identity_keeps_a_video(identity, tmp_path, monkeypatch, name):
     assert abs(a.astype(float).mean() - b.mean()) < 1.5
 
 
-def test_languages_and_chapters_stay(identity, tmp_path):
+def test_languages_and_chapters_stay(identity, tmp_path, capsys):
   whole = write_clip(
     tmp_path / 'whole.mkv', Clip('a.mkv', audio=('aac', 'libopus'))
   )
@@ -205,6 +205,14 @@ def test_languages_and_chapters_stay(identity, tmp_path):
     (found,) = container.chapters()
   assert found['metadata'] == chapter['metadata']
   assert found['end'] * found['time_base'] == 120 * MILLISECOND
+  # Times of a part, or of other rates, are others.
+  for flags in ({'start': 0.04}, {'end': 0.1}, {'fps': 10}):
+    capsys.readouterr()
+    flags |= {'model_path': identity, 'overwrite': True}
+    assert run('-i', source, '-o', tmp_path, **flags) == 0
+    assert 'chapters' in capsys.readouterr().err
+    with av.open(str(tmp_path / 'a_out.mkv')) as container:
+      assert not container.chapters()
 
 
 def test_sound_that_no_file_can_hold_is_left_out(identity, tmp_path, capsys):
@@ -217,14 +225,17 @@ def test_sound_that_no_file_can_hold_is_left_out(identity, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-  ('name', 'codec', 'pix_fmt', 'lost'),
-  [('a.mov', 'png', 'rgba', 'alpha'),
-   ('a.mkv', 'ffv1', 'yuv420p12le', 'more than 10 bits')],
+  ('clip', 'lost'),
+  [(Clip('a.mov', 'png', 'rgba'), 'alpha'),
+   (Clip('a.mkv', 'ffv1', 'yuv420p12le'), 'more than 10 bits'),
+   (Clip(options=(('flags', '+ildct+ilme'), ('x264-params', 'tff=1'))),
+    'interlacing'),
+   (Clip(options=(('x264-params', 'cll=1000,400'),)), 'HDR metadata')],
 )  # fmt: skip
-def test_pixels_that_cannot_be_kept_are_told(
-  identity, tmp_path, capsys, name, codec, pix_fmt, lost
+def test_what_frames_cannot_keep_is_told(
+  identity, tmp_path, capsys, clip, lost
 ):
-  source = write_clip(tmp_path / name, Clip(name, codec, pix_fmt))
+  source = write_clip(tmp_path / clip.name, clip)
   assert run('-i', source, '-o', tmp_path, model_path=identity) == 0
   assert f'not kept: {lost}' in capsys.readouterr().err
 

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import av
+from av.sidedata.sidedata import Type as SideDataType
 from av.video.reformatter import Interpolation
 from av.video.reformatter import VideoReformatter
 import numpy as np
@@ -54,6 +55,10 @@ _LIMITED, _FULL = 1, 2
 _MAX_BT601 = (576, 1279)  # Height and width.
 # FFmpeg's number of a matrix -> PyAV's, where they differ.
 _MATRICES = {6: 5}
+_HDR = {
+  SideDataType.MASTERING_DISPLAY_METADATA,
+  SideDataType.CONTENT_LIGHT_LEVEL,
+}
 SLACK = 1.0  # Seconds of a video's stated length that need not be there.
 DEPTH = 2  # Frames that a thread may be ahead of the next one.
 STREAMS = 2  # Frames restored at once: no core waits for the last of a layer.
@@ -73,13 +78,13 @@ class Report:
     frames: Frames written.
     repeated: Those of them that could not be decoded, and are the one before.
     fault: Why not all of it was read; '' if it was.
-    note: What is not kept; '' if nothing.
+    left_out: Kinds of things that are not kept.
   """
 
   frames: int = 0
   repeated: int = 0
   fault: str = ''
-  note: str = ''
+  left_out: set[str] = dataclasses.field(default_factory=set)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,6 +154,18 @@ class _Frame:
   duration: int
   image: np.ndarray | None = None  # None if it could not be decoded.
   look: _Look | None = None
+
+
+def _lost(frame: av.VideoFrame) -> Iterator[str]:
+  """Yields what a frame has and H.264 of ours has not."""
+  if frame.interlaced_frame:
+    yield 'interlacing'
+  if any(part.is_alpha for part in frame.format.components):
+    yield 'alpha'
+  if any(part.bits > _MAX_BITS for part in frame.format.components):
+    yield f'more than {_MAX_BITS} bits'
+  if _HDR & {data.type for data in frame.side_data}:
+    yield 'HDR metadata'
 
 
 def _has_image(item: _Frame | av.Packet) -> bool:
@@ -245,7 +262,8 @@ class _Decoder:
   """Packets in, frames out; a packet that is damaged yields one without image.
   """
 
-  def __init__(self, stream: av.VideoStream):
+  def __init__(self, stream: av.VideoStream, report: Report):
+    self._report = report
     self._context = stream.codec_context
     self._step = round(1 / (stream.time_base * (stream.average_rate or 25)))
     self._convert = _converter()
@@ -276,6 +294,8 @@ class _Decoder:
       if missing < time and self._failed:
         self._failed -= 1
         yield _Frame(missing, self._step)
+    if self._last < 0:  # PyAV frees no frame at once whose side data are read.
+      self._report.left_out.update(_lost(frame))
     self._last = time
     look = _Look.of(frame)
     rgb = self._convert(frame, format=look.planes).to_ndarray()
@@ -293,7 +313,7 @@ def _read(
 ) -> Iterator[_Frame | av.Packet]:
   """Yields the frames between two times, and the packets of other streams."""
   video = container.streams.video[0]
-  decoder = _Decoder(video)
+  decoder = _Decoder(video, report)
   origin = (container.start_time or 0) / av.time_base
   length = (container.duration or 0) / av.time_base
   if start > 0:
@@ -488,15 +508,19 @@ def restore_video(
         stream for stream in container.streams.audio
         if not fps and _holds(target.suffix, [stream])
       ]  # fmt: skip
-      report.note = _left_out(container, copied)
+      kept = {container.streams.video[0], *copied}
+      report.left_out |= {x.type for x in container.streams if x not in kept}
+      chapters = container.chapters()
+      if chapters and (fps or start or end < math.inf):
+        report.left_out.add('chapters')  # Their times would be others.
+        chapters = []
       items = ahead(_read(container, copied, report, start=start, end=end))
       items = _restore(items, enhance)
       try:
         with av.open(
           f'file:{partial}', 'w', format=_MUXERS[target.suffix]
         ) as output, contextlib.closing(items):
-          if not start and end == math.inf:
-            output.set_chapters(container.chapters())
+          output.set_chapters(chapters)
           encoder = _Encoder(
             output, container, copied, report, fps=fps, start=start
           )
@@ -512,21 +536,6 @@ def restore_video(
   finally:
     partial.unlink(missing_ok=True)
   return report
-
-
-def _left_out(
-  container: av.container.InputContainer, copied: list[av.AudioStream]
-) -> str:
-  """Returns what a new file will not have, for people."""
-  video = container.streams.video[0]
-  kept = {video, *copied}
-  kinds = [stream.type for stream in container.streams if stream not in kept]
-  parts = video.format.components if video.format else ()  # None: not known.
-  if any(part.is_alpha for part in parts):
-    kinds.append('alpha')
-  if any(part.bits > _MAX_BITS for part in parts):
-    kinds.append(f'more than {_MAX_BITS} bits')
-  return f'not kept: {", ".join(sorted(set(kinds)))}' if kinds else ''
 
 
 def _restore(
