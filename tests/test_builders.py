@@ -14,6 +14,7 @@ import pytest
 from pynas_jax import config as config_lib
 from pynas_jax.data import builders
 from pynas_jax.data import check
+from pynas_jax.data import files
 from pynas_jax.data import pipeline
 from pynas_jax.data import sources
 from pynas_jax.data.builders import base
@@ -315,6 +316,35 @@ def test_listed_paths_stay_in_their_folder(tmp_path, monkeypatch):
     builders.prepare(settings('realblur', tmp_path))
   assert 'list.txt, line 3' in str(error.value)
   assert 'list.txt, line 4' in str(error.value)
+
+
+@pytest.mark.parametrize('name', ['bsd500', 'gopro'])
+def test_no_image_has_tiles_in_two_splits(tmp_path, monkeypatch, name):
+  monkeypatch.setattr(base, 'TILE', 8)
+  monkeypatch.setattr(base, 'TILE_STEP', 6)
+  counts = LAYOUTS[name](Dummy(tmp_path / 'download'))
+  monkeypatch.setattr(builders.DATASETS[name], 'COUNTS', counts)
+  data = settings(name, tmp_path, tiles=True, validation_fraction=0.3)
+
+  def images(source):
+    # Without the number of a degradation, as of bsd500.
+    return {re.sub(r'-\d+$', '', files.image_of(x)) for x in source.names}
+
+  for seed in range(8):
+    held_out = images(sources.make_source(data, 'validation', seed=seed))
+    trained = images(sources.make_training_source(data, 'train', seed=seed))
+    assert held_out
+    assert trained
+    assert not held_out & trained
+    assert len(held_out | trained) == counts['train']
+    halves = data.copy_and_resolve_references()
+    halves.alpha_fraction = 0.5
+    weights, alphas = (
+      images(sources.make_training_source(halves, split, seed=seed))
+      for split in sources.HALVES
+    )
+    assert not weights & alphas
+    assert weights | alphas == trained
 
 
 def test_tiles_cover_the_training_images(tmp_path, monkeypatch):

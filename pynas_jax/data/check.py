@@ -9,6 +9,7 @@ same check runs before search, training and evaluation.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from pathlib import Path
@@ -30,6 +31,7 @@ def check_data(
   *,
   workdir: Path | None = None,
   splits: tuple[str, ...] = sources.SPLITS,
+  searches: bool = False,
 ) -> None:
   """Checks all images that a run will read, and prepares its dataset.
 
@@ -38,6 +40,7 @@ def check_data(
     workdir: Remembers files that were good, so that a run which resumes does
       not decode them all again.
     splits: Those that the run reads.
+    searches: Whether it trains alphas.
 
   Raises:
     SettingError: With everything that is wrong, or how to get the dataset.
@@ -51,9 +54,8 @@ def check_data(
     )
     for split in splits
   }
-  trained = ('train', 'alphas') if data.alpha_fraction else ('train',)
   if 'train' in splits:
-    for split in trained:
+    for split in sources.search_splits(data) if searches else ('train',):
       source = sources.make_training_source(data, split, seed=config.seed)
       pipeline.check_crop(config, source, data.crop)
     for name in ('search', 'train'):
@@ -64,21 +66,22 @@ def check_data(
         f'{loss!r}',
       )  # fmt: skip
   if 'test' in found:
-    _check_window(found['test'])
+    border = data.scale if config.task == 'super_resolution' else 0
+    _check_window(found['test'], border)
 
 
-def _check_window(source: sources.Source) -> None:
+def _check_window(source: sources.Source, border: int) -> None:
   """Raises SettingError if test images are smaller than the window of SSIM."""
+  least = metrics.WINDOW + 2 * border  # The border is not scored.
   small = [
     f'{name} ({height}x{width})'
     for name, (height, width) in zip(source.names, source.sizes, strict=True)
-    if min(height, width) < metrics.WINDOW
+    if min(height, width) < least
   ]
   if small:
     raise config_lib.SettingError(
-      f'{len(small)} images for testing are smaller than the window of SSIM, '
-      f'{metrics.WINDOW}x{metrics.WINDOW} pixels, such as {small[0]}; remove '
-      'them.'
+      f'{len(small)} images for testing are smaller than what SSIM needs, '
+      f'{least}x{least} pixels, such as {small[0]}; remove them.'
     )
 
 
@@ -99,7 +102,9 @@ def _check_folder(
     digest.update(f'{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n'.encode())
   memory, good = workdir and workdir / CHECKED, {}
   if memory and memory.exists():
-    good = json.loads(memory.read_text())
+    # Damaged, it is made again.
+    with contextlib.suppress(ValueError, TypeError):
+      good = dict(json.loads(memory.read_text()))
   key, value = '+'.join(splits), digest.hexdigest()
   if not faults and good.get(key) == value:
     return
@@ -109,7 +114,7 @@ def _check_folder(
     raise config_lib.SettingError(faults_lib.listing(faults, where=where))
   if memory:
     workdir.mkdir(parents=True, exist_ok=True)
-    memory.write_text(json.dumps(good | {key: value}))
+    logbook.write_json(memory, good | {key: value})
 
 
 def main(config: ml_collections.ConfigDict) -> None:
@@ -119,7 +124,8 @@ def main(config: ml_collections.ConfigDict) -> None:
   some datasets have.
   """
   splits = ('test',) if config.mode == 'evaluate' else sources.SPLITS
-  check_data(config, splits=splits)
+  searches = config.mode in ('pipeline', 'search')
+  check_data(config, splits=splits, searches=searches)
   rows = []
   for split in splits:
     source = sources.make_source(

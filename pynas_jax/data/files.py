@@ -19,6 +19,7 @@ from collections.abc import Iterator
 import dataclasses
 import os
 from pathlib import Path
+import re
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -72,6 +73,24 @@ class Pair:
     if self.blurred is None or self.halves:
       return self.sharp
     return (self.blurred, *self.sharp)
+
+
+def tile_name(name: str, y: int, x: int) -> str:
+  """Returns the name of the tile of an image that begins at (y, x).
+
+  >>> tile_name('a/b', 0, 96)
+  'a/b@0,96'
+  """
+  return f'{name}@{y},{x}'
+
+
+def image_of(name: str) -> str:
+  """Returns the name of the image that a tile is of, or of the image itself.
+
+  >>> image_of('a/b@0,96'), image_of('icon@2x')
+  ('a/b', 'icon@2x')
+  """
+  return re.sub(r'@\d+,\d+$', '', name)
 
 
 def decode(file: Path | BinaryIO) -> np.ndarray:

@@ -122,7 +122,9 @@ def make_training_source(
   if split not in HALVES:
     return _open(data, split, seed, tiles=data.tiles)
   source = _open(data, 'train', seed, tiles=data.tiles)
-  order = np.random.default_rng(seed % 2**32).permutation(len(source)).tolist()
+  owners = [files.image_of(name) for name in source.names]
+  images = list(dict.fromkeys(owners))  # No image has tiles in both halves.
+  order = np.random.default_rng(seed % 2**32).permutation(len(images)).tolist()
   cut = round(data.alpha_fraction * len(order))
   if not 0 < cut < len(order):
     raise config_lib.SettingError(
@@ -130,7 +132,8 @@ def make_training_source(
       'images, which leaves none for the weights or none for the alphas.'
     )
   own = order[:cut] if split == 'alphas' else order[cut:]
-  return Part(source, tuple(sorted(own)))
+  chosen = {images[i] for i in own}
+  return Part(source, tuple(i for i, x in enumerate(owners) if x in chosen))
 
 
 def search_splits(data: ml_collections.ConfigDict) -> tuple[str, str]:
@@ -388,23 +391,28 @@ def split_of(
     seed: Chooses what is held out.
 
   Returns:
-    One of SPLITS each; no sequence is in two of them, unless there is only one.
+    One of SPLITS each; no sequence is in two of them, unless there is only one,
+    and no image, be it whole or in tiles.
   """
   rng = np.random.default_rng(seed % 2**32)
   splits = [entry.split or 'train' for entry in entries]
+  images = [files.image_of(entry.name) for entry in entries]
 
   def hold_out(split: str, fraction: float) -> None:
     rest = [i for i, old in enumerate(splits) if old == 'train']
     groups: dict[str, list[int]] = {}
     for i in rest:
-      groups.setdefault(entries[i].sequence or entries[i].name, []).append(i)
+      groups.setdefault(entries[i].sequence or images[i], []).append(i)
     if len(groups) == 1:
-      groups = {entries[i].name: [i] for i in rest}
-    wanted, held = max(1, round(fraction * len(rest))), 0
+      groups = {}
+      for i in rest:
+        groups.setdefault(images[i], []).append(i)
+    number = len({images[i] for i in rest})
+    wanted, held = max(1, round(fraction * number)), 0
     keys = sorted(groups)
     for k in rng.permutation(len(keys)).tolist():
       if held < wanted:
-        held += len(groups[keys[k]])
+        held += len({images[i] for i in groups[keys[k]]})
         for i in groups[keys[k]]:
           splits[i] = split
 

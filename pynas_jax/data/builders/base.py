@@ -199,7 +199,7 @@ def _examples(
   height, width, _ = item['sharp'].shape
   boxes = tile_boxes(height, width) if tiles else [(0, 0, height, width)]
   for y, x, h, w in boxes:
-    example['name'] = f'{pair.name}@{y},{x}' if tiles else pair.name
+    example['name'] = files.tile_name(pair.name, y, x) if tiles else pair.name
     for feature, key in (('input', 'blurred'), ('target', 'sharp')):
       if key in item:
         example[feature] = _png(item[key][y : y + h, x : x + w])
