@@ -56,9 +56,6 @@ from pynas_jax.spaces import space_of
 
 __all__ = ['derive', 'derive_and_train', 'load', 'search', 'train']
 
-# Settings that may differ between two runs in one workdir: they change what is
-# done with the networks in it, not the networks.
-FREE_SETTINGS = ('mode', 'checkpoint', 'benchmark.')
 REPORT = 'report.json'
 STRIPS = 'strips'
 
@@ -120,10 +117,24 @@ def make_config(
   return config
 
 
+def _is_free(name: str, config: ml_collections.ConfigDict) -> bool:
+  """Returns whether a setting may differ between two runs in one workdir.
+
+  Such settings change what is done with the networks in it, not the networks.
+  """
+  s = config.search
+  # Costs of a search are those of a frame of the benchmark.
+  counts = s.cost != 'none' or s.max_latency_ms or s.max_gmacs
+  return name in ('mode', 'checkpoint') or (
+    name.startswith('benchmark.') and not counts
+  )
+
+
 def open_workdir(
   workdir: str | Path,
   config: ml_collections.ConfigDict,
   splits: tuple[str, ...] = sources.SPLITS,
+  searches: bool = False,
 ) -> Path:
   """Makes a working directory, once nothing is wrong with settings and data.
 
@@ -131,6 +142,7 @@ def open_workdir(
     workdir: The directory; takes `config.json`.
     config: Settings.
     splits: Those of the data that the run reads.
+    searches: Whether it trains alphas.
 
   Raises:
     BusyError: If another process writes to the directory.
@@ -159,14 +171,16 @@ def open_workdir(
     defaults = config_lib.flatten(json.loads(config_lib.base().to_json()))
     leaves, changed = defaults | config_lib.flatten(old), []
     for name, value in config_lib.flatten(new).items():
-      if leaves[name] != value and not name.startswith(FREE_SETTINGS):
+      if leaves[name] != value and not _is_free(name, config):
         changed.append(f'{name} was {leaves[name]!r}, is {value!r}')
     if changed:
       raise config_lib.SettingError(
         f'{workdir} holds a run with other settings: {"; ".join(changed)}. Use '
         'another workdir, or delete this one to start anew.'
       )
-  check.check_data(config, workdir=workdir, splits=splits)
+  check.check_data(
+    config, workdir=workdir, splits=splits, searches=searches
+  )
   workdir.mkdir(parents=True, exist_ok=True)
   write_json(path, new)
   return workdir
@@ -238,7 +252,7 @@ def search(
   caching.keep_compiled_programs()
   # Here too: what is refused must not take the workdir.
   hierarchical.within_limits(schemes.choices(config), config)
-  workdir = open_workdir(workdir, config)
+  workdir = open_workdir(workdir, config, searches=True)
   with logbook_lib.Logbook(workdir) as logbook:
     result = hierarchical.search(config, workdir=workdir, logbook=logbook)
   derive(result, workdir)

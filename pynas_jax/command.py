@@ -78,6 +78,10 @@ def run(
       as a full disk does; bad input ends it with status 2, Ctrl-C with 130.
   """
   logging.set_verbosity(logging.WARNING)
+  if {'-h', '--help'} & set(sys.argv[1:]):
+    names = '\n  '.join(config_lib.flatten(config_lib.base()))
+    print(f'Usage: {_USAGE}\n\nSettings, --config.NAME=VALUE:\n  {names}')
+    return
   try:
     main(parse(sys.argv))
   except ValueError as error:

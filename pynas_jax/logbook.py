@@ -29,6 +29,10 @@ LOCK, OWNER = '.lock', '.lock.owner'
 PLAIN_SECONDS = 10.0  # Between lines of progress where there is no terminal.
 
 
+class RecordError(ValueError):
+  """A line of a log that is not a record; the message says which."""
+
+
 def read_records(workdir: str | os.PathLike) -> list[dict[str, Any]]:
   """Returns the records of a run, oldest first; none if it wrote none.
 
@@ -39,7 +43,7 @@ def read_records(workdir: str | os.PathLike) -> list[dict[str, Any]]:
     Dicts; a last line that a killed process left unfinished is ignored.
 
   Raises:
-    ValueError: If another line is not a record.
+    RecordError: If another line is not a record.
   """
   path = pathlib.Path(workdir) / FILE_NAME
   if not path.exists():
@@ -53,7 +57,7 @@ def read_records(workdir: str | os.PathLike) -> list[dict[str, Any]]:
     except ValueError:
       record = None
     if not isinstance(record, dict) or not {'stage', 'step'} <= record.keys():
-      raise ValueError(
+      raise RecordError(
         f'{path}, line {i + 1} is not a record: {line[:60]!r}. Delete it, '
         'or the file to start anew.'
       )

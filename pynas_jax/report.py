@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
+import itertools
 import json
 from pathlib import Path
 import statistics
@@ -198,9 +199,11 @@ def figures(runs: Sequence[Mapping[str, Any]], out: Path) -> None:
   for name in sorted(shared):
     strips = [np.asarray(Image.open(run['strips'][name])) for run in runs]
     side = strips[0].shape[0]
-    blurred, sharp = strips[0][:, :side], strips[0][:, -side:]
-    restored = [strip[:, side : 2 * side] for strip in strips]
-    rows.append([blurred, *restored, sharp])
+    ends = [(strip[:, :side], strip[:, -side:]) for strip in strips]
+    # Names of other tasks' pairs may be the same, but not what they show.
+    if all(map(np.array_equal, ends[0] * len(ends), itertools.chain(*ends))):
+      restored = [strip[:, side : 2 * side] for strip in strips]
+      rows.append([ends[0][0], *restored, ends[0][1]])
   if rows:
     titles = ['blurry', *(run['name'] for run in runs), 'sharp']
     plot.side_by_side(rows, titles, out / 'figure_5.png')

@@ -119,6 +119,13 @@ def test_the_box_learns_from_what_is_blurred_and_is_tested_on_all(tmp_path):
   assert written == {'train': ['b-0.png', 'b-2.png'], 'test': ['b-0.png']}
 
 
+def test_a_data_set_without_a_folder_is_refused_at_once(capsys):
+  flags = ['--task=denoise', '--train=a', '--out=b', '--test', 'set5']
+  with pytest.raises(SystemExit, match='2'):
+    hinas.parse_args(flags)
+  assert "--test is 'set5'" in capsys.readouterr().err
+
+
 def test_the_box_is_from_the_files_in_its_manifest(shared, tmp_path, capsys):
   data = shared / 'data'
   others = ('bigbuckbunny', 'sample_edit_list')

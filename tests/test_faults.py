@@ -192,6 +192,10 @@ def test_what_was_good_is_not_decoded_again(good, tmp_path, monkeypatch):
       check.check_data(config, workdir=workdir, splits=('test',))
   check.check_data(config, workdir=workdir, splits=('test',))
   assert len(json.loads((workdir / check.CHECKED).read_text())) == 2
+  for damaged in ('', '[1]', '{'):
+    (workdir / check.CHECKED).write_text(damaged)
+    check.check_data(config, workdir=workdir)
+    assert json.loads((workdir / check.CHECKED).read_text()) == memory
   save(good / 'train/sharp/2.png', noise(2, (20, 32, 3)))
   with pytest.raises(config_lib.SettingError, match='1 faults'):
     check.check_data(config, workdir=workdir)

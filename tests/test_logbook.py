@@ -115,7 +115,7 @@ def test_a_torn_last_line_is_dropped(tmp_path):
 
 def test_a_damaged_file_is_refused_with_its_line(tmp_path):
   (tmp_path / 'metrics.jsonl').write_text('{"stage": "a", "step": 1}\noops\n')
-  with pytest.raises(ValueError, match='line 2 is not a record'):
+  with pytest.raises(logbook.RecordError, match='line 2 is not a record'):
     logbook.Logbook(tmp_path)
 
 

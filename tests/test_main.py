@@ -15,6 +15,7 @@ from PIL import Image
 import pytest
 
 from pynas_jax import api
+from pynas_jax import command
 from pynas_jax import config as config_lib
 from pynas_jax import genotype as genotype_lib
 from pynas_jax import logbook
@@ -357,6 +358,36 @@ def test_what_is_refused_does_not_take_the_workdir(tmp_path, settings, words):
   assert not (tmp_path / 'run').exists()
 
 
+def test_a_workdir_keeps_its_model_and_what_limits_are_measured_on(tmp_path):
+  config = config_lib.shrink(config_lib.base())
+  api.open_workdir(tmp_path / 'free', config)
+  config.benchmark.height = 96
+  api.open_workdir(tmp_path / 'free', config)
+  config.model.widths = (8, 16)
+  with pytest.raises(config_lib.SettingError, match=r'model.widths was \['):
+    api.open_workdir(tmp_path / 'free', config)
+  config.search.max_gmacs = 1.0
+  api.open_workdir(tmp_path / 'limited', config)
+  config.benchmark.height = 48
+  with pytest.raises(config_lib.SettingError, match='benchmark.height was 96'):
+    api.open_workdir(tmp_path / 'limited', config)
+
+
+def test_a_search_checks_what_its_alphas_learn_on(tmp_path):
+  make_folder(tmp_path / 'pairs')
+  for side in ('blur', 'sharp'):
+    path = tmp_path / 'pairs' / 'validation' / side / 'small.png'
+    path.parent.mkdir(parents=True)
+    Image.new('RGB', (12, 64)).save(path)
+  config = config_lib.shrink(config_lib.base())
+  config.data.name, config.data.root = 'folder', str(tmp_path / 'pairs')
+  assert config.data.crop > 12
+  api.open_workdir(tmp_path / 'training', config)
+  with pytest.raises(config_lib.SettingError, match='small'):
+    api.search(config, workdir=tmp_path / 'search')
+  assert not (tmp_path / 'search' / 'config.json').exists()
+
+
 def test_test_images_smaller_than_the_window_are_refused(tmp_path):
   make_folder(tmp_path / 'pairs')
   for side in ('blur', 'sharp'):
@@ -366,6 +397,20 @@ def test_test_images_smaller_than_the_window_are_refused(tmp_path):
   config.data.name, config.data.root = 'folder', str(tmp_path / 'pairs')
   with pytest.raises(config_lib.SettingError, match=r'small \(10x64\)'):
     api.open_workdir(tmp_path / 'run', config)
+
+
+def test_borders_that_are_not_scored_count_for_the_window(tmp_path):
+  for split, height in (('train', 40), ('test', 14)):
+    (tmp_path / 'sharp' / split).mkdir(parents=True)
+    for i in range(4):
+      image = Image.new('RGB', (64, height))
+      image.save(tmp_path / 'sharp' / split / f'{i}.png')
+  config = config_lib.shrink(config_lib.base())
+  config.data.name, config.data.root = 'folder', str(tmp_path / 'sharp')
+  api.open_workdir(tmp_path / 'deblur', config)
+  config.task, config.space, config.data.scale = 'super_resolution', 'hinas', 2
+  with pytest.raises(config_lib.SettingError, match='SSIM needs, 15x15'):
+    api.open_workdir(tmp_path / 'enlarge', config)
 
 
 @pytest.mark.parametrize('content', ['[1, 2]', '{'])
@@ -408,6 +453,14 @@ def test_missing_data_is_named_before_any_work(tmp_path):
       workdir=tmp_path / 'run', data={'name': 'folder', 'root': 'nowhere'}
     )
   assert not (tmp_path / 'run' / 'search').exists()
+
+
+def test_help_lists_the_settings(monkeypatch, capsys):
+  monkeypatch.setattr(sys, 'argv', ['main', '--help'])
+  command.run(lambda config: pytest.fail('ran'))
+  said = capsys.readouterr().out
+  assert '--config=configs/search.py' in said
+  assert 'search.max_gmacs' in said.split()
 
 
 def test_misspelt_keyword_names_the_nearest_setting(tmp_path):

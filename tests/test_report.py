@@ -92,6 +92,24 @@ def test_strips_hold_blurry_restored_and_sharp(run):
   assert np.any(pixels[:, :side] != pixels[:, 2 * side :])
 
 
+def test_figures_show_pairs_that_all_runs_have_seen(run, tmp_path, monkeypatch):
+  first = report.read_run(run)
+  other = first | {'name': 'other', 'strips': dict(first['strips'])}
+  name, path = next(iter(first['strips'].items()))
+  pixels = np.asarray(Image.open(path)).copy()
+  pixels[:, : len(pixels)] //= 2  # As blurred by another task.
+  Image.fromarray(pixels).save(tmp_path / 'strip.png')
+  other['strips'][name] = tmp_path / 'strip.png'
+  shown = []
+  monkeypatch.setattr(
+    report.plot, 'side_by_side', lambda rows, *args: shown.extend(rows)
+  )
+  report.figures([first, first], tmp_path)
+  assert [len(row) for row in shown] == [4, 4]
+  report.figures([first, other], tmp_path)
+  assert len(shown) == 3
+
+
 def test_videos_have_columns_and_published_rows(run):
   one = report.read_run(run)
   one['scores']['sequences'] = {

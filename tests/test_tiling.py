@@ -179,6 +179,16 @@ def test_what_tiles_change_is_measured_and_told_once():
   assert (cut != restore(image)).any()
 
 
+@pytest.mark.parametrize('size', [(1, 200), (200, 1)])
+def test_an_image_one_pixel_wide_has_tiles(size):
+  restore, said = network((1, 2)), []
+  tiler = tiling.Tiler(
+    restore, restore.genotype, tile=64, pad=16, say=said.append
+  )
+  assert tiler(picture(*size)).shape == (*size, 3)
+  assert len(said) == 1
+
+
 def test_frames_are_whole_until_the_memory_is_short(one_scale, monkeypatch):
   context = tiling.context_of(one_scale.genotype)
   image = picture(180, 200)

@@ -208,6 +208,9 @@ def add_photos(
       image = image.convert('RGB')
       image.thumbnail((LONG_SIDE, LONG_SIDE), Image.Resampling.LANCZOS)
       pixels = np.array(image)
+    if min(pixels.shape[:2]) < TEST_CROP:
+      logbook.say(f'{path} is too narrow')
+      continue
     seed = int.from_bytes(hashlib.sha256(path.stem.encode()).digest()[:4])
     rng = np.random.default_rng(seed)
     scene = out / split / f'photo_{path.stem}'

@@ -126,7 +126,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
   add('--adam', type=float, default=0.0, help='learning rate; 0 is SGD')
   add('--loss', default='', help="of the training; '' is the paper's")
   add('--seed', type=int, default=0)
-  return parser.parse_args(argv)
+  args = parser.parse_args(argv)
+  for text in args.test:
+    if '=' not in text:
+      parser.error(f'--test is {text!r}; expected a data set=folder')
+  return args
 
 
 def main() -> None:

@@ -298,7 +298,7 @@ class Tiler:
       return
     # Whole, the middle must fit; in tiles, it should be cut.
     side = min(height, width, 2 * (tile + self._pad), self._largest)
-    tile = min(tile, side // 2)
+    tile = max(1, min(tile, side // 2))
     top, left = (height - side) // 2, (width - side) // 2
     middle = image[top : top + side, left : left + side]
     whole, cut = (
