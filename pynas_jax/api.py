@@ -108,26 +108,28 @@ def make_config(
   config = (config or config_lib.base()).copy_and_resolve_references()
   config_lib.override(config, settings)
   config_lib.validate(config)
-  for name in ('search', 'train'):
+  return config
+
+
+def _check_batches(config: ml_collections.ConfigDict, *names: str) -> None:
+  """Raises SettingError unless the devices can share batches."""
+  for name in names:
     try:
       parallel.check_batch_size(config[name].batch_size)
     except ValueError as error:
       message = f'{name}.batch_size: {error}'
       raise config_lib.SettingError(message) from None
-  return config
 
 
-def _is_free(name: str, config: ml_collections.ConfigDict) -> bool:
+def _is_free(name: str, workdir: Path) -> bool:
   """Returns whether a setting may differ between two runs in one workdir.
 
   Such settings change what is done with the networks in it, not the networks.
   """
-  s = config.search
-  # Costs of a search are those of a frame of the benchmark.
-  counts = s.cost != 'none' or s.max_latency_ms or s.max_gmacs
-  return name in ('mode', 'checkpoint') or (
-    name.startswith('benchmark.') and not counts
-  )
+  if name in ('benchmark.height', 'benchmark.width'):
+    # The costs of candidates are those of one frame.
+    return not (workdir / hierarchical.TRIALS).exists()
+  return name in ('mode', 'checkpoint') or name.startswith('benchmark.')
 
 
 def open_workdir(
@@ -171,7 +173,7 @@ def open_workdir(
     defaults = config_lib.flatten(json.loads(config_lib.base().to_json()))
     leaves, changed = defaults | config_lib.flatten(old), []
     for name, value in config_lib.flatten(new).items():
-      if leaves[name] != value and not _is_free(name, config):
+      if leaves[name] != value and not _is_free(name, workdir):
         changed.append(f'{name} was {leaves[name]!r}, is {value!r}')
     if changed:
       raise config_lib.SettingError(
@@ -249,6 +251,7 @@ def search(
     SettingError: Before any work, names the setting.
   """
   config = make_config(config, **settings)
+  _check_batches(config, 'search', 'train')  # Candidates are trained, too.
   caching.keep_compiled_programs()
   # Here too: what is refused must not take the workdir.
   hierarchical.within_limits(schemes.choices(config), config)
@@ -340,6 +343,7 @@ def train(
     SettingError: Before any work, names the setting.
   """
   config = make_config(config, **settings)
+  _check_batches(config, 'train')
   caching.keep_compiled_programs()
   start = config.train.start_from
   if start and params is None:

@@ -203,14 +203,15 @@ def base() -> ml_collections.ConfigDict:
   t.ema_decay = 0.0  # Of an average of the weights, which is kept; 0 is off.
   t.dtype = 'float32'  # Of activations; weights stay float32.
   t.eval_every = 300  # Steps between validation scores, and saves.
-  t.inherit = True  # Start from the weights that the search trained.
+  # Of a pipeline: start from the weights that the search trained.
+  t.inherit = True
   # Trained network to train further, named as `checkpoint` names one.
   t.start_from = ''
 
   c.benchmark = b = ml_collections.ConfigDict()
   b.height, b.width = 720, 1280  # Pixels.
   b.runs = 20  # Timed runs after warm-up.
-  b.dtype = 'float32'
+  b.dtype = 'float32'  # Of what is timed; searches count float32.
   b.backends = ()  # Runtimes to compare, such as ('xla',); () is all here.
   return c
 
@@ -553,10 +554,21 @@ def validate(c: ml_collections.ConfigDict) -> None:
       )
   except genotype_lib.GenotypeError as error:
     raise SettingError(f'model: {error}') from None
+  widths = c.model.widths
+  largest = genotype_lib.MAX_WIDTH * widths[0] // max(widths)
+  require(
+    all(width <= largest for width in c.search.base_widths),
+    'search.base_widths', c.search.base_widths,
+    f'{largest} or less, as model.widths grow to {max(widths)} / {widths[0]}',
+  )  # fmt: skip
+  require(
+    c.search.estimator != 'two_path' or len(set(c.model.candidates)) > 1,
+    'model.candidates', c.model.candidates, "2 or more for 'two_path'",
+  )  # fmt: skip
   h = c.hinas
   require(
-    len(h.candidates) >= 3 and set(h.candidates) > {'zero'},
-    'hinas.candidates', h.candidates, 'at least 3 operators',
+    len(set(h.candidates)) >= 3, 'hinas.candidates', h.candidates,
+    'at least 3 operators',
   )  # fmt: skip
   try:
     for operator in h.candidates:
@@ -590,6 +602,9 @@ def _validate_task(c: ml_collections.ConfigDict) -> None:
     quality = c.data.jpeg_quality
     require(bool(quality), 'data.jpeg_quality', quality, 'such as (10, 40)')
   if c.space == 'hinas':
+    for name in ('base_widths', 'unshuffles'):
+      value = c.search[name]
+      require(not value, f'search.{name}', value, "() for the space 'hinas'")
     require(
       c.search.cost == 'none', 'search.cost', c.search.cost,
       "'none' for the space 'hinas', whose choices have no costs",

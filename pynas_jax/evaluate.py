@@ -140,7 +140,10 @@ def evaluate(
         'ssim': after['ssim'],
         'ssim_3d': after['ssim_3d'],
       }
-      rows.append({k: float(v[0]) for k, v in scores.items()})
+      rows.append({
+        k: metrics.capped(float(v[0])) if k.startswith('psnr') else float(v[0])
+        for k, v in scores.items()
+      })
       rows[-1] |= {'name': item['name'], 'sequence': item['sequence']}
       if i in wanted:
         picture = np.asarray(jnp.round(rounded[0] * 255), np.uint8)

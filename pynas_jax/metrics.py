@@ -19,6 +19,7 @@ import numpy as np
 RADIUS = 5  # Pixels: an 11x11 window, Wang et al. 2004.
 WINDOW = 2 * RADIUS + 1
 SIGMA = 1.5  # Pixels, likewise.
+MAX_PSNR = 100.0  # dB, of equal images where a mean is taken.
 C1, C2 = 0.01**2, 0.03**2  # Likewise, for a data range of 1.
 
 
@@ -71,6 +72,15 @@ def luminance(image: Array) -> Array:
   # Not a matrix product, which accelerators may compute in TensorFloat-32.
   colours = sum(w * image[..., i] for i, w in enumerate(weights))
   return ((colours + 16.0) / 255.0)[..., None]
+
+
+def capped(psnr_db: float) -> float:
+  """Returns a PSNR that means can be taken of: at most MAX_PSNR.
+
+  >>> capped(31.5), capped(float('inf'))
+  (31.5, 100.0)
+  """
+  return min(psnr_db, MAX_PSNR)
 
 
 @jax.jit

@@ -172,17 +172,21 @@ def make_score(network: Any) -> Callable[..., float]:
 
   def score(params, batch, *args):
     pairs = zip(batch['blurred'], batch['sharp'], strict=True)
-    values = [float(score_image(params, b, s, *args)) for b, s in pairs]
+    values = [
+      metrics.capped(float(score_image(params, b, s, *args))) for b, s in pairs
+    ]
     return sum(values) / len(values)
 
   return score
 
 
-def check_finite(value: float, *, what: str, step: int) -> None:
-  """Raises TrainingError if a loss is not a number."""
+def check_finite(
+  value: float, *, what: str, step: int, figure: str = 'loss'
+) -> None:
+  """Raises TrainingError if a loss or score is not a number."""
   if not math.isfinite(value):
     raise TrainingError(
-      f'{what}: the loss is {value} at step {step}. The last checkpoint is '
+      f'{what}: the {figure} is {value} at step {step}. The last checkpoint is '
       'kept; lower the learning rate or set clip_norm, in a new workdir.'
     )
 
@@ -260,6 +264,8 @@ def train(
         best = state.averaged if t.ema_decay else state.params
         # Without a score, a step that a stop has saved is never the best.
         scores = {'psnr': score(best, held_out)} if is_scored else {}
+        if is_scored:
+          check_finite(scores['psnr'], what=stage, step=step, figure='PSNR')
         bar.update(step, loss=value, **scores)
         if is_scored:
           logbook.write(

@@ -86,6 +86,7 @@ def test_choices_are_closed_and_name_the_nearest(name):
     ('model.widths', ()), ('model.widths', (0,)), ('model.widths', ('8',)),
     ('model.widths', (8.5,)), ('model.widths', (4096,)),
     ('model.cells_per_stage', 17), ('model.unshuffle', 3),
+    ('search.base_widths', (256, 257)),
     ('hinas.candidates', ('skip', 'zero')), ('hinas.candidates', ('conv',) * 3),
     ('hinas.width_factors', ()), ('hinas.width_factors', (0.01,)),
     ('hinas.nodes', 17), ('hinas.sep_repeats', 5), ('hinas.layers', 65),
@@ -106,6 +107,16 @@ def test_bad_values_are_refused_and_named(name, value):
   ('changes', 'match'),
   [
     ({'task': 'super_resolution'}, "^space is 'pynas'"),
+    (
+      {'search.estimator': 'two_path', 'model.candidates': ('conv_3x3',)},
+      "2 or more for 'two_path'",
+    ),
+    (
+      {
+        'space': 'hinas', 'search.refine_passes': 0, 'search.base_widths': (8,)
+      },
+      'search.base_widths is .* for the space',
+    ),
     (
       {'task': 'super_resolution', 'space': 'hinas', 'data.scale': 5},
       '^data.scale is 5',

@@ -10,6 +10,7 @@ from scipy import ndimage
 from skimage import metrics as sk_metrics
 
 from pynas_jax import evaluate
+from pynas_jax import metrics
 from pynas_jax import registration
 
 
@@ -79,6 +80,14 @@ def test_scores_are_scikit_images():
     assert rows[0][name] == means[name]
   assert samples[0][0] == 'a'
   np.testing.assert_array_equal(samples[0][2], np.rint(restored * 255))
+
+
+def test_equal_images_leave_means_finite():
+  black = np.zeros((16, 16, 3), np.uint8)
+  source = Items([item(black, blurred=black)])
+  means, rows, _ = evaluate.evaluate(identity, source)
+  assert means['psnr'] == means['psnr_input'] == metrics.MAX_PSNR
+  assert rows[0]['ssim'] == 1
 
 
 def test_sequences_have_means_of_their_own():

@@ -22,6 +22,7 @@ from pynas_jax import logbook
 from pynas_jax import main
 from pynas_jax.checkpoint import Checkpoints
 from pynas_jax.deploy import restorer
+from pynas_jax.search import hierarchical
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 CONFIGS = sorted((ROOT / 'configs').glob('*.py'))
@@ -358,7 +359,7 @@ def test_what_is_refused_does_not_take_the_workdir(tmp_path, settings, words):
   assert not (tmp_path / 'run').exists()
 
 
-def test_a_workdir_keeps_its_model_and_what_limits_are_measured_on(tmp_path):
+def test_a_workdir_keeps_its_model_and_what_costs_are_measured_on(tmp_path):
   config = config_lib.shrink(config_lib.base())
   api.open_workdir(tmp_path / 'free', config)
   config.benchmark.height = 96
@@ -366,11 +367,30 @@ def test_a_workdir_keeps_its_model_and_what_limits_are_measured_on(tmp_path):
   config.model.widths = (8, 16)
   with pytest.raises(config_lib.SettingError, match=r'model.widths was \['):
     api.open_workdir(tmp_path / 'free', config)
-  config.search.max_gmacs = 1.0
-  api.open_workdir(tmp_path / 'limited', config)
+  api.open_workdir(tmp_path / 'searched', config)
+  (tmp_path / 'searched' / hierarchical.TRIALS).touch()
+  config.benchmark.runs = 7
+  api.open_workdir(tmp_path / 'searched', config)
   config.benchmark.height = 48
   with pytest.raises(config_lib.SettingError, match='benchmark.height was 96'):
-    api.open_workdir(tmp_path / 'limited', config)
+    api.open_workdir(tmp_path / 'searched', config)
+
+
+def test_batches_are_checked_where_they_are_used(tmp_path):
+  config = config_lib.shrink(config_lib.base())
+  assert jax.local_device_count() == 4
+  config.search.batch_size, config.train.batch_size = 3, 4
+  genotype = genotype_lib.reference('dmphn-1-2')
+  with pytest.raises(config_lib.SettingError, match='search.batch_size'):
+    api.search(config, workdir=tmp_path / 'a')
+  config.data.crop = 9999  # It comes to this check.
+  with pytest.raises(config_lib.SettingError, match='data.crop'):
+    api.train(genotype, config, workdir=tmp_path / 'a')
+  config.train.batch_size = 3
+  with pytest.raises(config_lib.SettingError, match='train.batch_size'):
+    api.train(genotype, config, workdir=tmp_path / 'a')
+  assert not (tmp_path / 'a').exists()
+  api.make_config(config)
 
 
 def test_a_search_checks_what_its_alphas_learn_on(tmp_path):

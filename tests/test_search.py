@@ -1,5 +1,6 @@
 """Search: what moves and what does not, when it stops, what it proposes."""
 
+import collections
 import dataclasses
 import functools
 import json
@@ -86,6 +87,58 @@ def test_unsampled_weights_and_moments_stay_bit_for_bit(optimizer, moments):
         moved |= bool(mark) and bool((a != b).any())
     assert not all(marks)
   assert moved
+
+
+def test_levels_off_the_sampled_path_stay_bit_for_bit():
+  c = config_lib.shrink(config_lib.base())
+  config_lib.override(c, {
+    'space': 'hinas', 'hinas': {'width_factors': (1.0, 2.0), 'width': 4},
+  })  # fmt: skip
+  space = spaces.make_space(c)
+  draft = space.draft((1,))
+  (stage,) = space.stages(draft)
+  supernet = space.supernet(draft, stage)
+  alphas = space.init_alphas(KEY, draft, stage)
+  params = base.init_params(KEY, supernet, space.decode(alphas))
+  state = bilevel.init_state(params, alphas, c.search)
+  step = parallel_step(
+    bilevel.make_weight_step(space, stage, supernet, c.search)
+  )
+  stayed = collections.Counter()
+  for i in range(8):
+    old = jax.device_get(state.params)
+    state, _ = step(state, batch(i), KEY)
+    new = jax.device_get(state.params)
+    for layer in range(1, c.hinas.layers + 1):
+      moved = []
+      for level in range(2):
+        name = f'layer{layer}_level{level}'
+        pairs = zip(
+          jax.tree.leaves((old[name], old[base.STATISTICS][name])),
+          jax.tree.leaves((new[name], new[base.STATISTICS][name])),
+          strict=True,
+        )
+        moved.append(any((a != b).any() for a, b in pairs))
+      assert sum(moved) == 1  # Of two levels, one is on a path.
+      stayed[layer, moved.index(False)] += 1
+  assert len(stayed) == 2 * c.hinas.layers
+
+
+def test_refining_makes_no_collapsed_network(tmp_path, monkeypatch):
+  c = config_lib.shrink(config_lib.base())
+  zero = c.model.candidates.index('zero')
+  monkeypatch.setattr(  # As a loss or cost that prefers `zero` everywhere.
+    bilevel, 'make_held_out_objective',
+    lambda *args: lambda choice: -sum(i == zero for i in choice),
+  )  # fmt: skip
+  found = api.search(
+    c, workdir=tmp_path, search={'schemes': ('1',), 'num_trials': 1}
+  )
+  (scale,) = found.genotype.scales
+  cells = (*scale.encoder, *scale.decoder)
+  assert cells.count('zero') == c.search.collapse_fraction * len(cells)
+  (stage,) = found.trials[0]['stages']
+  assert stage['choice'].count(zero) == cells.count('zero')
 
 
 def test_mixture_moves_every_weight():

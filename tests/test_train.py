@@ -8,6 +8,7 @@ import pytest
 
 from pynas_jax import config as config_lib
 from pynas_jax import genotype as genotype_lib
+from pynas_jax import metrics
 from pynas_jax import parallel
 from pynas_jax import spaces
 from pynas_jax import train as train_lib
@@ -140,8 +141,13 @@ def test_training_keeps_the_best(tmp_path, dtype):
   )
 
 
-def test_a_loss_that_is_not_a_number_stops_before_it_is_saved(tmp_path):
-  c = config(num_steps=4, eval_every=1, lr=1e30, loss='mse', clip_norm=0.0)
+@pytest.mark.parametrize('num_steps', [1, 4])
+def test_what_is_not_a_number_stops_before_it_is_saved(tmp_path, num_steps):
+  # After one step the loss before it is sound, and the score is not.
+  c = config(
+    num_steps=num_steps, eval_every=1, lr=1e38, loss='mse', clip_norm=0.0
+  )
+  c.model.zero_init_last = False
   with (
     Logbook(tmp_path) as logbook,
     pytest.raises(train_lib.TrainingError, match='at step .*in a new workdir'),
@@ -149,3 +155,16 @@ def test_a_loss_that_is_not_a_number_stops_before_it_is_saved(tmp_path):
     train_lib.train(NETWORK, c, directory=tmp_path / 'c', logbook=logbook)
   for record in read_records(tmp_path):
     assert np.isfinite(record['train/loss'])
+    assert np.isfinite(record['validation/psnr'])
+
+
+def test_pairs_that_are_equal_have_a_finite_score():
+  network = spaces.space_of(NETWORK).network(NETWORK)
+  score = train_lib.make_score(network)
+  black = np.zeros((2, 16, 16, 3), np.float32)
+  grey = black + np.float32([0, 0.5])[:, None, None, None]
+  batch = {'blurred': black, 'sharp': grey}
+  params = base.init_params(jax.random.key(0), network)
+  params = jax.tree.map(jnp.zeros_like, params)
+  expected = (metrics.MAX_PSNR - 20 * np.log10(128 / 255)) / 2
+  assert score(params, batch) == pytest.approx(expected, abs=0.05)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -163,15 +164,14 @@ def make_weight_step(
     )
     value, grads = parallel.mean((value, grads))
     updates, weight_opt = tx.update(grads, state.weight_opt, state.params)
-    params = optax.apply_updates(state.params, updates)
-
+    params = optax.apply_updates(state.params, updates) | statistics
     if s.estimator != 'mixture':
       sampled = space.sampled(params, stage, gates)
       params, weight_opt = keep_unsampled(
         (params, weight_opt), (state.params, state.weight_opt), sampled
       )
     state = state.replace(
-      step=state.step + 1, params=params | statistics, weight_opt=weight_opt
+      step=state.step + 1, params=params, weight_opt=weight_opt
     )
     return state, {'loss': value}
 
@@ -392,6 +392,7 @@ def search_stage(
         if s.score == 'supernet':
           gates = gates_lib.mixture(state.alphas)
         psnr = score(state.params, held_out, gates)
+        train_lib.check_finite(psnr, what=name, step=step, figure='PSNR')
         derived = space.derive(draft, stage, state.alphas)
         cells = space.chosen(derived, stage)
         best = stopping.best
@@ -426,21 +427,29 @@ def search_stage(
     last, best_step = checkpoints.latest(), checkpoints.best()
     arrays, meta = checkpoints.restore(best_step, {'state': state})
   state = arrays['state']
-  alphas = state.alphas
+  alphas, psnr = state.alphas, meta['psnr']
   if s.refine_passes:
-    objective = make_held_out_objective(
+    value = make_held_out_objective(
       make_loss(supernet, s.loss), state.params, held_out, alphas, cost_term
     )
+
+    def objective(choice: refine.Choice) -> float:
+      sure = one_hot_alphas(choice, state.alphas)
+      cells = space.chosen(space.derive(draft, stage, sure), stage)
+      return math.inf if stopping.is_collapsed(cells) else value(choice)
+
+    found = tuple(gates_lib.argmax(alphas).index[:, 0].tolist())
     choice, _ = refine.refine(
-      tuple(gates_lib.argmax(alphas).index[:, 0].tolist()), alphas.shape[1],
-      objective, passes=s.refine_passes,
-    )  # fmt: skip
+      found, alphas.shape[1], objective, passes=s.refine_passes
+    )
     alphas = one_hot_alphas(choice, alphas)
+    if choice != found:
+      psnr = score(state.params, held_out, gates_lib.argmax(alphas))
   derived = space.derive(draft, stage, alphas)
   record = {
     'stage': stage,
     'choice': space.decode(alphas).index[:, 0].tolist(),
-    'psnr': meta['psnr'],
+    'psnr': psnr,
     'best_step': best_step,
     'steps': last,
     'stopped': stopping.reason,

@@ -135,14 +135,36 @@ class Hinas:
       for source in range(2 + node)
     }
 
+    rows = paths.transitions(self.layers, len(self.width_factors))
+    levels = [jnp.asarray(0)]  # Of the sampled path, by layer.
+    for layer in range(self.layers):
+      row = self.num_edges + rows.index((layer, 0)) + levels[-1]
+      move = jnp.asarray(paths.MOVES)[gates.index[row, 0]]
+      levels.append(levels[-1] + move)
+
+    def is_reached(owner, part):
+      head, _, level = owner.partition('_')
+      if head == 'end1' and level != 'bn':
+        return levels[-1] == int(level.removeprefix('from'))
+      if not head.startswith('layer'):
+        return jnp.asarray(True)
+      layer = int(head.removeprefix('layer'))
+      reached = levels[layer] == int(level.removeprefix('level'))
+      source = part.removeprefix('cell_')
+      if source.startswith('from'):
+        reached &= levels[layer - 1] == int(source.removeprefix('from'))
+      return reached
+
     def is_sampled(path, leaf):
       del leaf
       keys = [entry.key for entry in path if entry.key != base.STATISTICS]
+      reached = is_reached(keys[0], keys[1])
       if len(keys) < 4 or keys[2] not in offsets:
-        return jnp.asarray(True)
+        return reached
       layer = int(keys[0].removeprefix('layer').partition('_')[0])
       edge = offsets[keys[2]] + (edges * (layer - 1) if self.per_layer else 0)
-      return (gates.index[edge] == self.operators.index(keys[3])).any()
+      runs = (gates.index[edge] == self.operators.index(keys[3])).any()
+      return reached & runs
 
     return jax.tree_util.tree_map_with_path(is_sampled, params)
 
