@@ -17,7 +17,6 @@ import csv
 import dataclasses
 import json
 from pathlib import Path
-import time
 from typing import Any
 
 import jax
@@ -343,6 +342,16 @@ def train(
     SettingError: Before any work, names the setting.
   """
   config = make_config(config, **settings)
+  return _train(genotype, config, workdir, params)[0]
+
+
+def _train(
+  genotype: Genotype,
+  config: ml_collections.ConfigDict,
+  workdir: str | Path,
+  params: Any,
+) -> tuple[Restorer, float]:
+  """Trains an architecture; returns the network and the seconds it took."""
   _check_batches(config, 'train')
   caching.keep_compiled_programs()
   start = config.train.start_from
@@ -363,7 +372,8 @@ def train(
       logbook=logbook, params=params,
     )  # fmt: skip
   plot.curves(logbook_lib.read_records(workdir), workdir / 'curves.png')
-  return Restorer(genotype, result.params, dtype=config.train.dtype)
+  restorer = Restorer(genotype, result.params, dtype=config.train.dtype)
+  return restorer, result.seconds
 
 
 def evaluate(
@@ -446,12 +456,10 @@ def derive_and_train(
   )
   workdir = Path(workdir)
   found = search(config, workdir=workdir)
-  began = time.monotonic()
-  restorer = train(
-    found.genotype, config, workdir=workdir,
-    params=found.params if config.train.inherit else None,
+  restorer, train_seconds = _train(
+    found.genotype, config, workdir,
+    found.params if config.train.inherit else None,
   )  # fmt: skip
-  train_seconds = time.monotonic() - began
   means = evaluate(restorer, config, workdir=workdir)
   report = make_report(restorer, config, means) | {
     'search_seconds': found.seconds,

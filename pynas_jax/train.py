@@ -9,6 +9,7 @@ from collections.abc import Callable
 import functools
 import math
 from pathlib import Path
+import time
 from typing import Any, NamedTuple
 
 from flax import struct
@@ -51,6 +52,7 @@ class TrainResult(NamedTuple):
   params: Any
   psnr: float
   steps: int
+  seconds: float  # Of all sessions, up to their last checkpoints.
 
 
 def make_schedule(
@@ -239,9 +241,10 @@ def train(
   held_out = pipeline.validation_batch(config)
 
   with Checkpoints(directory, keep_best_metric='psnr') as checkpoints:
-    start = checkpoints.latest() or 0
+    start, seconds = checkpoints.latest() or 0, 0.0
     if start:
       arrays, meta = checkpoints.restore(start, {'state': state})
+      seconds = meta.get('seconds', 0.0)
       state = arrays['state']
       batches.set_state(meta['data'])
     logbook.rewind(stage, start)
@@ -250,6 +253,7 @@ def train(
       progress(num_steps, stage, start=start) as bar,
     ):
       loss, launched = None, parallel.Launched(start)
+      began = time.monotonic() - seconds
       for step in range(start + 1, num_steps + 1):
         state, figures = step_fn(state, batches.take(loss), key)
         loss = figures['loss']
@@ -276,10 +280,12 @@ def train(
               'data/wait_fraction': batches.wait_fraction(),
             },
           )  # fmt: skip
+        seconds = time.monotonic() - began
         checkpoints.save(
           step,
           arrays={'state': state, 'params': best},
           meta={
+            'seconds': seconds,
             'genotype': genotype.to_dict(),
             'data': batches.get_state(),
             **scores,
@@ -290,4 +296,4 @@ def train(
           break
     best_step = checkpoints.best()
     arrays, meta = checkpoints.restore(best_step, {'params': fresh})
-    return TrainResult(arrays['params'], meta['psnr'], num_steps)
+    return TrainResult(arrays['params'], meta['psnr'], num_steps, seconds)

@@ -136,6 +136,11 @@ def test_training_keeps_the_best(tmp_path, dtype):
   records = read_records(tmp_path)
   assert [r['step'] for r in records] == [10, 20, 30]
   assert result.psnr == max(r['validation/psnr'] for r in records)
+  with Logbook(tmp_path) as logbook:
+    again = train_lib.train(
+      NETWORK, c, directory=tmp_path / 'checkpoints', logbook=logbook
+    )
+  assert again.seconds == result.seconds > 0
   assert all(
     leaf.dtype == np.float32 for leaf in jax.tree.leaves(result.params)
   )
