@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from pynas_jax import api
+from pynas_jax import genotype as genotype_lib
 from pynas_jax import config as config_lib
 from pynas_jax import parallel
 from pynas_jax import spaces
@@ -124,9 +125,10 @@ def test_train_states_do_not_depend_on_the_number_of_devices():
   assert_close(one, four, rtol=1e-3, atol=1e-5)
 
 
-def test_batches_that_cannot_be_shared_name_the_setting():
+def test_batches_that_cannot_be_shared_name_the_setting(tmp_path):
+  genotype = genotype_lib.reference('dmphn-1-2')
   with pytest.raises(ValueError, match='train.batch_size.*of 6.*multiple of'):
-    api.make_config(train={'batch_size': 6})
+    api.train(genotype, workdir=tmp_path, train={'batch_size': 6})
 
 
 def test_a_step_is_compiled_once_and_takes_nothing_from_its_caller(caplog):
