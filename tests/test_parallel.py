@@ -7,8 +7,8 @@ import optax
 import pytest
 
 from pynas_jax import api
-from pynas_jax import genotype as genotype_lib
 from pynas_jax import config as config_lib
+from pynas_jax import genotype as genotype_lib
 from pynas_jax import parallel
 from pynas_jax import spaces
 from pynas_jax import train as train_lib
