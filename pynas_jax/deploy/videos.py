@@ -164,7 +164,7 @@ def _lost(frame: av.VideoFrame) -> Iterator[str]:
     yield 'alpha'
   if any(part.bits > _MAX_BITS for part in frame.format.components):
     yield f'more than {_MAX_BITS} bits'
-  if _HDR & {data.type for data in frame.side_data}:
+  if any(frame.side_data.get(kind) is not None for kind in _HDR):
     yield 'HDR metadata'
 
 
