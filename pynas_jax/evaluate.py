@@ -108,7 +108,8 @@ def evaluate(
 
   Returns:
     The mean of each score over images; the scores of each image, with its
-    `name` and `sequence`; and some images for people to look at.
+    `name` and `sequence`; and some images for people to look at. Equal images
+    have `metrics.MAX_PSNR`.
   """
   rows, samples = [], []
   wanted = set(np.linspace(0, len(source) - 1, num_samples).round().astype(int))

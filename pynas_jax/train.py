@@ -165,7 +165,10 @@ def make_train_step(
 
 
 def make_score(network: Any) -> Callable[..., float]:
-  """Returns `score(params, batch, *gates) -> PSNR in dB`, rounded to 8 bits."""
+  """Returns `score(params, batch, *gates) -> PSNR in dB`, rounded to 8 bits.
+
+  It is a mean over images, in which equal ones have `metrics.MAX_PSNR`.
+  """
 
   @jax.jit
   def score_image(params, blurred, sharp, *args):

@@ -179,7 +179,9 @@ def test_the_box_keeps_scores_curves_and_times(tmp_path, monkeypatch, capsys):
   assert 'another architecture' in capsys.readouterr().err
 
 
-def test_the_box_has_more_motion_for_training_alone(tmp_path, monkeypatch):
+def test_the_box_has_more_motion_for_training_alone(
+  tmp_path, monkeypatch, capsys
+):
   rng = np.random.default_rng(0)
   pixels = rng.integers(0, 256, (300, 300, 3), np.uint8)
   for side in ('blur', 'sharp'):
@@ -192,6 +194,8 @@ def test_the_box_has_more_motion_for_training_alone(tmp_path, monkeypatch):
   (tmp_path / 'photos').mkdir()
   for stem in stems.values():
     Image.fromarray(pixels).save(tmp_path / 'photos' / f'{stem}.png')
+  narrow = Image.fromarray(pixels[:, :200])
+  narrow.save(tmp_path / 'photos' / 'narrow.png')
 
   def make(out, *flags):
     monkeypatch.setattr('sys.argv', [
@@ -208,6 +212,8 @@ def test_the_box_has_more_motion_for_training_alone(tmp_path, monkeypatch):
   plain, more = make('plain'), make('more', '--moves=2', '--reduce')
   assert len(stems) == 3
   assert {k: v for k, v in more.items() if k in plain} == plain
+  assert 'narrow.png is too narrow' in capsys.readouterr().err
+  assert not any('narrow' in name for name in more)
   new = sorted(k for k in more if k not in plain and '/blur/' in k)
   clip = 'train/clip/blur/pairs-000001-reduced-0.png'
   photo = f'train/photo_{stems["train"]}/blur/moved'

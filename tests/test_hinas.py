@@ -511,7 +511,7 @@ def test_search_steps_learn_statistics_and_keep_to_their_part():
 def tiny(task, **changes):
   c = config_lib.shrink(config_lib.hinas(task, sigma=30.0, scale=1))
   c.hinas.layers = c.hinas.nodes = 1
-  c.hinas.candidates = ('conv_3x3', 'skip', 'zero')
+  c.hinas.candidates = ('conv_3x3', 'sep_conv_3x3', 'skip')  # None is `zero`.
   c.data.name, c.data.root, c.data.validation_fraction = 'photos', '', 0.1
   c.search.first_score = 0
   config_lib.override(c, changes)

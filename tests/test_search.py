@@ -1,6 +1,5 @@
 """Search: what moves and what does not, when it stops, what it proposes."""
 
-import collections
 import dataclasses
 import functools
 import json
@@ -14,10 +13,10 @@ import pytest
 from pynas_jax import api
 from pynas_jax import config as config_lib
 from pynas_jax import genotype as genotype_lib
+from pynas_jax import logbook as logbook_lib
 from pynas_jax import parallel
 from pynas_jax import spaces
 from pynas_jax import train
-from pynas_jax.logbook import Logbook
 from pynas_jax.nn import gates
 from pynas_jax.search import bilevel
 from pynas_jax.search import cost
@@ -36,16 +35,21 @@ def batch(seed=0):
   return {'blurred': 0.9 * sharp, 'sharp': sharp}
 
 
-def setup(**search):
-  c = config_lib.shrink(config_lib.base())
-  c.model.zero_init_last = False
-  config_lib.override(c, {'search': search})
+def start(c):
   space = spaces.make_space(c)
   draft = space.draft((1,))
-  supernet = space.supernet(draft, 'scale1')
-  alphas = space.init_alphas(KEY, draft, 'scale1')
-  params = base.init_params(KEY, supernet, gates.argmax(alphas))
+  stage, *_ = space.stages(draft)
+  supernet = space.supernet(draft, stage)
+  alphas = space.init_alphas(KEY, draft, stage)
+  params = base.init_params(KEY, supernet, space.decode(alphas))
   state = bilevel.init_state(params, alphas, c.search)
+  return space, stage, supernet, state
+
+
+def setup(**search):
+  c = config_lib.shrink(config_lib.base())
+  config_lib.override(c, {'search': search})
+  space, _, supernet, state = start(c)
   return c, space, supernet, state
 
 
@@ -89,47 +93,49 @@ def test_unsampled_weights_and_moments_stay_bit_for_bit(optimizer, moments):
   assert moved
 
 
-def test_levels_off_the_sampled_path_stay_bit_for_bit():
+def moved_parts(before, after):
+  """The first two names of each weight or statistic that is another one."""
+  old, new = (jax.tree_util.tree_leaves_with_path(x) for x in (before, after))
+  return {
+    tuple(key.key for key in path if key.key != base.STATISTICS)[:2]
+    for (path, a), (_, b) in zip(old, new, strict=True)
+    if (a != b).any()
+  }
+
+
+@pytest.mark.parametrize('share_cells', [True, False])
+def test_levels_off_the_sampled_path_stay_bit_for_bit(share_cells):
   c = config_lib.shrink(config_lib.base())
-  config_lib.override(c, {
-    'space': 'hinas', 'hinas': {'width_factors': (1.0, 2.0), 'width': 4},
-  })  # fmt: skip
-  space = spaces.make_space(c)
-  draft = space.draft((1,))
-  (stage,) = space.stages(draft)
-  supernet = space.supernet(draft, stage)
-  alphas = space.init_alphas(KEY, draft, stage)
-  params = base.init_params(KEY, supernet, space.decode(alphas))
-  state = bilevel.init_state(params, alphas, c.search)
+  c.hinas.width_factors, c.hinas.share_cells = (1.0, 2.0), share_cells
+  c.space, c.search.num_steps = 'hinas', 16  # The rate ends at zero.
+  space, stage, supernet, state = start(c)
   step = parallel_step(
     bilevel.make_weight_step(space, stage, supernet, c.search)
   )
-  stayed = collections.Counter()
-  for i in range(8):
+  moves = set()
+  for i in range(12):
     old = jax.device_get(state.params)
     state, _ = step(state, batch(i), KEY)
-    new = jax.device_get(state.params)
+    moved = moved_parts(old, jax.device_get(state.params))
+    levels = [0]
     for layer in range(1, c.hinas.layers + 1):
-      moved = []
-      for level in range(2):
-        name = f'layer{layer}_level{level}'
-        pairs = zip(
-          jax.tree.leaves((old[name], old[base.STATISTICS][name])),
-          jax.tree.leaves((new[name], new[base.STATISTICS][name])),
-          strict=True,
-        )
-        moved.append(any((a != b).any() for a, b in pairs))
-      assert sum(moved) == 1  # Of two levels, one is on a path.
-      stayed[layer, moved.index(False)] += 1
-  assert len(stayed) == 2 * c.hinas.layers
+      own = [part for part in moved if part[0].startswith(f'layer{layer}_')]
+      (level,) = {int(owner.split('_level')[1]) for owner, _ in own}
+      sources = {part.split('from')[1] for _, part in own if 'from' in part}
+      assert sources == {str(levels[-1])}
+      moves.add((layer, levels[-1], level))
+      levels.append(level)
+    ends = {owner for owner, _ in moved if owner.startswith('end1_from')}
+    assert ends == {f'end1_from{levels[-1]}'}
+  assert len(moves) == 2 + 4 * (c.hinas.layers - 1)
 
 
 def test_refining_makes_no_collapsed_network(tmp_path, monkeypatch):
   c = config_lib.shrink(config_lib.base())
   zero = c.model.candidates.index('zero')
-  monkeypatch.setattr(  # As a loss or cost that prefers `zero` everywhere.
+  monkeypatch.setattr(  # As one that prefers `zero`, the last one.
     bilevel, 'make_held_out_objective',
-    lambda *args: lambda choice: -sum(i == zero for i in choice),
+    lambda *args: lambda choice: -sum(choice),
   )  # fmt: skip
   found = api.search(
     c, workdir=tmp_path, search={'schemes': ('1',), 'num_trials': 1}
@@ -139,6 +145,9 @@ def test_refining_makes_no_collapsed_network(tmp_path, monkeypatch):
   assert cells.count('zero') == c.search.collapse_fraction * len(cells)
   (stage,) = found.trials[0]['stages']
   assert stage['choice'].count(zero) == cells.count('zero')
+  assert 0 not in stage['choice']  # The first one, which the search found.
+  scores = [r['validation/psnr'] for r in logbook_lib.read_records(tmp_path)]
+  assert stage['psnr'] not in scores
 
 
 def test_mixture_moves_every_weight():
@@ -297,7 +306,7 @@ def small_config(model=None, train=None, **search):
 
 def small_search(tmp_path, **settings):
   c = small_config(**settings)
-  with Logbook(tmp_path) as logbook:
+  with logbook_lib.Logbook(tmp_path) as logbook:
     return hierarchical.search(c, workdir=tmp_path, logbook=logbook)
 
 

@@ -75,13 +75,14 @@ def score(restorer: Restorer, data: Path) -> list[dict]:
   """Returns a row of means for each kind of test pair."""
   values: dict[str, list] = {}
   for group, source, target in pairs(data):
-    image, sharp = read(source), read(target)
-    restored = restorer(image)
-    row = [
-      float(f(a[None] / np.float32(255), sharp[None] / np.float32(255))[0])
-      for a in (image, restored)
-      for f in (metrics.psnr, metrics.ssim)
-    ]
+    given, sharp = read(source), read(target)
+    before, after, sharp = (
+      x[None] / np.float32(255) for x in (given, restorer(given), sharp)
+    )
+    row = []
+    for x in (before, after):
+      row.append(metrics.capped(float(metrics.psnr(x, sharp)[0])))
+      row.append(float(metrics.ssim(x, sharp)[0]))
     values.setdefault(group, []).append(row)
     if group in GROUPS.values() and video_pairs.is_blurred(row[0]):
       low, high = video_pairs.BLUR_PSNR
@@ -136,7 +137,10 @@ def main(argv: Sequence[str] | None = None) -> None:
   parser.add_argument('--data', type=Path, required=True, help='of make_data')
   parser.add_argument('--name', required=True, help='of the network')
   parser.add_argument('--minutes', type=int, required=True, help='of training')
-  parser.add_argument('--keep_times', action='store_true')
+  parser.add_argument(
+    '--keep_times', action='store_true',
+    help='of the network that is replaced, which has the same architecture',
+  )  # fmt: skip
   argv = sys.argv[1:] if argv is None else list(argv)
   args = parser.parse_args(argv)
   run = args.runs[-1]

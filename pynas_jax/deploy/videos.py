@@ -55,10 +55,10 @@ _LIMITED, _FULL = 1, 2
 _MAX_BT601 = (576, 1279)  # Height and width.
 # FFmpeg's number of a matrix -> PyAV's, where they differ.
 _MATRICES = {6: 5}
-_HDR = {
+_HDR = (
   SideDataType.MASTERING_DISPLAY_METADATA,
   SideDataType.CONTENT_LIGHT_LEVEL,
-}
+)
 SLACK = 1.0  # Seconds of a video's stated length that need not be there.
 DEPTH = 2  # Frames that a thread may be ahead of the next one.
 STREAMS = 2  # Frames restored at once: no core waits for the last of a layer.

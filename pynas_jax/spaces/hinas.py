@@ -142,29 +142,23 @@ class Hinas:
       move = jnp.asarray(paths.MOVES)[gates.index[row, 0]]
       levels.append(levels[-1] + move)
 
-    def is_reached(owner, part):
+    def is_sampled(path, leaf):
+      del leaf
+      owner, part, *rest = (e.key for e in path if e.key != base.STATISTICS)
       head, _, level = owner.partition('_')
       if head == 'end1' and level != 'bn':
         return levels[-1] == int(level.removeprefix('from'))
       if not head.startswith('layer'):
         return jnp.asarray(True)
       layer = int(head.removeprefix('layer'))
-      reached = levels[layer] == int(level.removeprefix('level'))
+      sampled = levels[layer] == int(level.removeprefix('level'))
       source = part.removeprefix('cell_')
       if source.startswith('from'):
-        reached &= levels[layer - 1] == int(source.removeprefix('from'))
-      return reached
-
-    def is_sampled(path, leaf):
-      del leaf
-      keys = [entry.key for entry in path if entry.key != base.STATISTICS]
-      reached = is_reached(keys[0], keys[1])
-      if len(keys) < 4 or keys[2] not in offsets:
-        return reached
-      layer = int(keys[0].removeprefix('layer').partition('_')[0])
-      edge = offsets[keys[2]] + (edges * (layer - 1) if self.per_layer else 0)
-      runs = (gates.index[edge] == self.operators.index(keys[3])).any()
-      return reached & runs
+        sampled &= levels[layer - 1] == int(source.removeprefix('from'))
+      if rest[0] in offsets:
+        edge = offsets[rest[0]] + (edges * (layer - 1) if self.per_layer else 0)
+        sampled &= (gates.index[edge] == self.operators.index(rest[1])).any()
+      return sampled
 
     return jax.tree_util.tree_map_with_path(is_sampled, params)
 
