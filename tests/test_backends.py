@@ -100,6 +100,26 @@ def test_every_runtime_agrees_with_xla(name):
     np.testing.assert_allclose(found, expected, atol=1e-4, err_msg=runtime)
 
 
+@pytest.mark.parametrize('name', NETWORKS)
+def test_a_canvas_changes_nothing_but_rounding(name):
+  shared = network(name)
+  shape = backends.canvas_shape(shared, (2, 40, 60, 3), bucket=50)
+  rows, cols = space_of(shared.genotype).multiple(shared.genotype)
+  assert 50 <= shape[1] < 50 + rows and shape[1] % rows == 0
+  assert 100 <= shape[2] < 100 + 2 * cols and shape[2] % cols == 0
+  program = backends.compile_canvas(shared, shape, np.float32)
+  for size in ((35, 51), (1, 1), (2, 90), shape[1:3]):
+    image = np.concatenate([
+      backends.photograph(*size), 1 - backends.photograph(*size)
+    ])  # fmt: skip
+    given = image.copy()
+    found = program(image)
+    assert found.flags.writeable
+    np.testing.assert_array_equal(image, given)
+    expected = restored('xla', shared, image)
+    np.testing.assert_allclose(found, expected, atol=1e-5, err_msg=size)
+
+
 def test_two_threads_restore_by_a_stream_each(monkeypatch):
   openvino, streams = pytest.importorskip('openvino'), []
 

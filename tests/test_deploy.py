@@ -159,27 +159,47 @@ def one_scale():
   return network, base.init_params(jax.random.key(0), module)
 
 
-def test_a_bucket_changes_only_what_is_near_its_borders():
-  exact = restorer.Restorer(*one_scale())
-  bucketed = restorer.Restorer(*one_scale(), bucket=32)
-  assert exact.is_convolutional
-  image = picture(45, 70, 3)
-  wanted, found = exact(image), bucketed(image)
-  assert found.shape == image.shape
-  np.testing.assert_array_equal(found[:-24, :-24], wanted[:-24, :-24])
-  assert (found != wanted).any()
-  # Other sizes of the bucket need no other program.
-  assert bucketed(picture(33, 90, 3)).shape == (33, 90, 3)
-  assert bucketed.compile((1, 64, 96, 3)) is bucketed.compile((1, 64, 96, 3))
-  assert len(bucketed.programs) == 1
+def test_sizes_share_programs_but_the_first_and_those_compiled(params):
+  restore = restorer.Restorer(NETWORK, params, bucket=32)
+  every = restorer.Restorer(NETWORK, params, bucket=0)
+  own = restore.compile((1, 50, 40, 3))
+  sizes = (
+    (50, 40), (45, 70), (33, 90), (64, 96), (7, 100), (40, 20), (50, 60),
+  )  # fmt: skip
+  for height, width in sizes:
+    image = picture(height, width, 3)
+    found, expected = restore(image), every(image)
+    np.testing.assert_allclose(found.astype(int), expected, atol=1)
+  shared = [key.shape[1:3] for key in restore.programs if key.is_canvas]
+  # The last is in (64, 96), which the one before would fill to a third.
+  assert shared == [(32, 128), (64, 32), (64, 96)]
+  assert len(restore.programs) == 4 and len(every.programs) == 7
+  assert restore.compile((1, 50, 40, 3)) is own
+  # The first one of floats.
+  restore(picture(45, 70, 3) / np.float32(255))
+  assert next(reversed(restore.programs)) == ((1, 45, 70, 3), np.float32, False)
 
 
-def test_a_bucket_is_refused_where_it_would_change_the_whole_picture(params):
-  assert not restorer.Restorer(NETWORK, params).is_convolutional
-  with pytest.raises(restorer.LoadError, match='bucket is 32; expected 0'):
-    restorer.Restorer(NETWORK, params, bucket=32)
-  with pytest.raises(restorer.LoadError, match='bucket is -1; expected'):
-    restorer.Restorer(*one_scale(), bucket=-1)
+def test_runtimes_that_keep_memory_have_few_programs(params, monkeypatch):
+  pytest.importorskip('onnxruntime')
+  monkeypatch.setattr(restorer, 'MAX_PIXELS', 2 * 9 * 8)
+  restore = restorer.Restorer(NETWORK, params, backend='onnxruntime')
+
+  def sizes():
+    return [key.shape[1:3] for key in restore.programs]
+
+  for size in ((9, 8), (8, 9)):  # A program for each size.
+    restore(picture(*size, 3))
+  assert sizes() == [(9, 8), (8, 9)]
+  restore(picture(7, 8, 3))
+  assert sizes() == [(8, 9), (7, 8)]
+  restore(picture(30, 30, 3))
+  assert sizes() == [(30, 30)]
+
+
+def test_a_bucket_has_no_negative_size(params):
+  with pytest.raises(restorer.LoadError, match='bucket is -1; expected 0 or'):
+    restorer.Restorer(NETWORK, params, bucket=-1)
 
 
 def test_a_restorer_needs_a_stream(params):
@@ -194,7 +214,7 @@ def test_the_programs_last_used_are_kept(monkeypatch):
   restore.compile((1, 8, 10, 3))
   assert restore.compile((1, 8, 8, 3)) is first
   restore.compile((1, 8, 12, 3))
-  widths = [shape[2] for shape, _ in restore.programs]
+  widths = [key.shape[2] for key in restore.programs]
   assert widths == [8, 12]
 
 

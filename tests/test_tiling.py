@@ -79,19 +79,6 @@ def test_reach_is_how_far_a_pixel_is_seen(one_scale):
   assert 0.7 * reach <= seen <= reach
 
 
-def test_what_enlarges_is_the_same_in_a_bucket_but_for_two_borders():
-  exact = enlarging()
-  bucketed = restorer.Restorer(exact.genotype, exact.params, bucket=32)
-  image = picture(45, 70)
-  wanted, found = exact(image), bucketed(image)
-  assert found.shape == wanted.shape == (90, 140, 3)
-  near = 2 * tiling.context_of(exact.genotype).reach
-  np.testing.assert_allclose(
-    found[:-near, :-near].astype(int), wanted[:-near, :-near], atol=1
-  )
-  assert (found != wanted).any()
-
-
 @pytest.mark.parametrize('size', [(150, 170), (161, 90), (31, 300)], ids=str)
 def test_tiles_of_one_scale_are_exact(one_scale, size):
   context = tiling.context_of(one_scale.genotype)

@@ -31,6 +31,7 @@ from PIL import Image
 from pynas_jax import caching
 from pynas_jax.genotype import Genotype
 from pynas_jax.genotype import nearest
+from pynas_jax.nn import canvas
 from pynas_jax.spaces import base
 from pynas_jax.spaces import space_of
 
@@ -102,20 +103,91 @@ def make_restore(
   return restore
 
 
-def _xla(network: Network, shape: tuple[int, ...], dtype: Any) -> Program:
+def _compile_xla(network: Network, restore: Callable, *args: Any) -> Callable:
+  """Returns what restores the first of the arrays, which it may use up."""
   # The frame is donated: its memory becomes the output's, if as large.
-  restore = jax.jit(
-    make_restore(network.genotype, dtype=network.dtype),
-    donate_argnums=(1,) if network.genotype.scale == 1 else (),
-  )
+  donated = (1,) if network.genotype.scale == 1 else ()
+  jitted = jax.jit(restore, donate_argnums=donated)
+  compiled = jitted.lower(network.params, *args).compile()
+  return lambda *args: jax.block_until_ready(compiled(network.params, *args))
+
+
+def _put(batch: np.ndarray) -> jax.Array:
+  # A copy: the donated buffer must not be the caller's own memory.
+  return jax.block_until_ready(jnp.array(batch, copy=True))
+
+
+def _xla(network: Network, shape: tuple[int, ...], dtype: Any) -> Program:
+  restore = make_restore(network.genotype, dtype=network.dtype)
   image = jax.ShapeDtypeStruct(shape, dtype)
-  compiled = restore.lower(network.params, image).compile()
-  return Program(
-    # A copy: the donated buffer must not be the caller's own memory.
-    put=lambda batch: jax.block_until_ready(jnp.array(batch, copy=True)),
-    run=lambda batch: jax.block_until_ready(compiled(network.params, batch)),
-    get=np.array,  # A copy: JAX's own memory is for reading only.
+  # JAX's own memory is for reading only, hence the copy.
+  return Program(_put, _compile_xla(network, restore, image), get=np.array)
+
+
+def canvas_shape(
+  network: Network, shape: tuple[int, ...], bucket: int
+) -> tuple[int, ...]:
+  """Returns the shape of the canvas for images of a shape.
+
+  Args:
+    network: The network.
+    shape: Of the images, [B, H, W, 3].
+    bucket: In pixels. Sides are the next multiples of it, or of the next larger
+      number that strides and patches of the network divide.
+  """
+  b, h, w, c = shape
+  steps = (
+    bucket + -bucket % n
+    for n in space_of(network.genotype).multiple(network.genotype)
   )
+  h, w = (n + -n % step for n, step in zip((h, w), steps, strict=True))
+  return b, h, w, c
+
+
+def compile_canvas(
+  network: Network, shape: tuple[int, ...], dtype: Any
+) -> Program:
+  """Compiles a network by XLA, for all images that a canvas holds.
+
+  They are restored as by a program of their own size, in the time that the
+  canvas takes.
+
+  Args:
+    network: The network.
+    shape: Of the canvas, as of `canvas_shape`.
+    dtype: Of the images, uint8 or float32.
+  """
+  restore = make_restore(network.genotype, dtype=network.dtype)
+  scale = network.genotype.scale
+
+  def restore_held(params, image, size):
+    with canvas.holding(size, shape[1:3]):
+      return restore(params, image)
+
+  image, size = (
+    jax.ShapeDtypeStruct(*x) for x in ((shape, dtype), ((2,), jnp.int32))
+  )
+  compiled = _compile_xla(network, restore_held, image, size)
+
+  def put(batch):
+    given = batch.shape
+    size = padded_shape(network, given)
+    # Bicubic enlargement, no convolution of the network, reads what is beside
+    # the image: its mirror image.
+    for target, mode in ((size, 'reflect'), (shape, 'symmetric')):
+      pads = [(0, n - m) for n, m in zip(target, batch.shape, strict=True)]
+      batch = np.pad(batch, pads, mode=mode)
+    return _put(batch), np.asarray(size[1:3], np.int32), given
+
+  def run(held):
+    *args, given = held
+    return compiled(*args), given
+
+  def get(result):
+    restored, (_, h, w, _) = result
+    return np.asarray(restored)[:, : scale * h, : scale * w].copy()
+
+  return Program(put, run, get)
 
 
 def need(name: str) -> Any:

@@ -13,9 +13,10 @@ from __future__ import annotations
 import collections
 from concurrent import futures
 import json
+import math
 from pathlib import Path
 import threading
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -29,35 +30,56 @@ from pynas_jax.deploy.backends import Program
 from pynas_jax.deploy.release import Card
 from pynas_jax.deploy.release import LoadError
 from pynas_jax.genotype import Genotype
-from pynas_jax.genotype import HinasGenotype
-from pynas_jax.genotype import PyramidGenotype
 from pynas_jax.spaces import base
 from pynas_jax.spaces import dmphn
 from pynas_jax.spaces import space_of
 
 CHECKPOINTS = 'checkpoints'
 GENOTYPE = 'genotype.json'
-MAX_PROGRAMS = 16  # Shapes that a Restorer remembers.
+MAX_PROGRAMS = 32  # That a Restorer remembers.
+# Of those of runtimes other than XLA, which keep their feature maps.
+MAX_PIXELS = 4 << 20
+BUCKET = 128  # Pixels.
+MAX_CANVAS = 2  # Times the image's own, for what is there to be used.
 _MIN, _MAX = -1.0, 2.0  # Of floats meant for [0, 1]: filters overshoot.
 
 
+class _Key(NamedTuple):
+  """What a program is for: a shape, or all that a canvas of it holds."""
+
+  shape: tuple[int, ...]
+  dtype: np.dtype
+  is_canvas: bool = False
+
+  def is_served_by(self, other: _Key) -> bool:
+    """Returns whether the other's canvas has room, and not too much of it."""
+    (batch, *sides), (other_batch, *other_sides) = self.shape, other.shape
+    return (
+      other.is_canvas and batch == other_batch
+      and all(a <= b for a, b in zip(sides, other_sides, strict=True))
+      and math.prod(other_sides) <= MAX_CANVAS * math.prod(sides)
+    )  # fmt: skip
+
+
 class Restorer:
-  """A trained network, compiled ahead of time for each image size it meets.
+  """A trained network, compiled ahead of time for the image sizes it meets.
 
   Threads may share one. For an iterable of images, use `map(restorer, images)`.
+  XLA compiles a program for the first size. Others share programs for larger
+  ones, in which the network sees the image alone: the results are the same.
+  `compile` makes a program for one size.
 
   Attributes:
     genotype: The architecture.
     params: Its float32 parameters, on the device.
     dtype: Of the arithmetic, 'float32' or 'bfloat16'.
     backend: The runtime, a key of `backends.BACKENDS`.
-    bucket: In pixels. Images are reflected at the bottom and right up to a
-      multiple of it, so that a folder of many sizes compiles few programs; the
-      result differs near these two borders. Only for networks that are
-      `is_convolutional`; 0 is off.
+    bucket: What the sides of shared programs are multiples of, in pixels. 0 is
+      a program for each size, which is faster once it is compiled. Runtimes
+      other than XLA always have that, as they compile fast.
     streams: Threads, one or more, that are to restore at once; see
       `backends.Network`.
-    programs: By shape and type, the ones used last; the newest is last.
+    programs: The ones used last, by what they are for; the newest is last.
     card: What the release folder says of it, if it came from one.
   """
 
@@ -70,9 +92,11 @@ class Restorer:
     *,
     dtype: str = 'float32',
     backend: str = 'xla',
-    bucket: int = 0,
+    bucket: int = BUCKET,
     streams: int = 1,
   ):
+    if bucket < 0:
+      raise LoadError(f'bucket is {bucket}; expected 0 or more.')
     if streams < 1:
       raise LoadError(f'streams is {streams}; expected 1 or more.')
     self.genotype = genotype
@@ -80,15 +104,10 @@ class Restorer:
     self.dtype = dtype
     self._network = Network(genotype, self.params, dtype, streams)
     self.backend = backends.choose(backend, self._network)
-    if bucket < 0 or (bucket and not self.is_convolutional):
-      raise LoadError(
-        f'bucket is {bucket}; expected 0'
-        + (' or more.' if self.is_convolutional else ', as this network looks '
-           'at the frame as a whole: padding would change all of the picture.')
-      )  # fmt: skip
-    self.bucket, self.streams = bucket, streams
+    self.bucket = bucket if self.backend == 'xla' else 0
+    self.streams = streams
     self._lock = threading.Lock()
-    self.programs: collections.OrderedDict[Any, futures.Future[Program]] = (
+    self.programs: collections.OrderedDict[_Key, futures.Future[Program]] = (
       collections.OrderedDict()
     )
 
@@ -99,7 +118,7 @@ class Restorer:
     *,
     dtype: str = 'float32',
     backend: str = 'xla',
-    bucket: int = 0,
+    bucket: int = BUCKET,
     streams: int = 1,
     revision: str | None = None,
     cache_dir: str | Path | None = None,
@@ -142,39 +161,51 @@ class Restorer:
       samples=samples,
     )  # fmt: skip
 
-  @property
-  def is_convolutional(self) -> bool:
-    """Whether an output pixel depends on the pixels near to it alone.
-
-    Only then a tile with margins is restored as in the whole image.
-    """
-    g = self.genotype
-    return isinstance(g, HinasGenotype) or (
-      isinstance(g, PyramidGenotype) and g.scheme == (1,)
-    )
-
   def compile(
     self, shape: tuple[int, int, int, int], dtype: Any = np.uint8
   ) -> Program:
     """Returns the program for one image shape, compiled at most once."""
-    signature = (tuple(shape), np.dtype(dtype))
+    return self._compile(_Key(tuple(shape), np.dtype(dtype)))
+
+  def _compile(self, key: _Key) -> Program:
     with self._lock:
-      program = self.programs.pop(signature, None)
+      program = self.programs.pop(key, None)
       is_new = program is None
       program = program or futures.Future()
-      self.programs[signature] = program
-      if len(self.programs) > MAX_PROGRAMS:
+      self.programs[key] = program
+      while self._are_too_many():
         self.programs.popitem(last=False)
     if is_new:  # Other threads that want it wait; those of other shapes do not.
       try:
-        program.set_result(
-          backends.compile_network(self.backend, self._network, *signature)
-        )
+        program.set_result(self._open(key))
       except BaseException as error:
         with self._lock:
-          self.programs.pop(signature, None)
+          self.programs.pop(key, None)
         program.set_exception(error)
     return program.result()
+
+  def _open(self, key: _Key) -> Program:
+    shape, dtype, is_canvas = key
+    if is_canvas:
+      return backends.compile_canvas(self._network, shape, dtype)
+    return backends.compile_network(self.backend, self._network, shape, dtype)
+
+  def _are_too_many(self) -> bool:
+    pixels = sum(math.prod(key.shape[:3]) for key in self.programs)
+    is_full = self.backend != 'xla' and pixels > MAX_PIXELS
+    return len(self.programs) > (1 if is_full else MAX_PROGRAMS)
+
+  def _program_for(self, batch: np.ndarray) -> Program:
+    """Returns the program of the batch's shape, or one that it shares."""
+    key = _Key(batch.shape, batch.dtype)
+    with self._lock:
+      known = [other for other in self.programs if other.dtype == key.dtype]
+    if self.bucket and known and key not in known:
+      shape = backends.canvas_shape(self._network, key.shape, self.bucket)
+      key = _Key(shape, key.dtype, is_canvas=True)
+      served = filter(key.is_served_by, known)
+      key = min(served, key=lambda other: math.prod(other.shape), default=key)
+    return self._compile(key)
 
   def __call__(self, image: np.ndarray | jax.Array) -> np.ndarray:
     """Restores an image or a batch of images of one size.
@@ -208,13 +239,7 @@ class Restorer:
           '[0, 1], or uint8.'
         )
     batch = image if image.ndim == 4 else image[None]
-    h, w = batch.shape[1:3]
-    if self.bucket:
-      pads = [(0, 0), (0, -h % self.bucket), (0, -w % self.bucket), (0, 0)]
-      batch = np.pad(batch, pads, mode='reflect')
-    restored = self.compile(batch.shape, batch.dtype)(batch)
-    h, w = self.genotype.scale * h, self.genotype.scale * w
-    restored = restored[:, :h, :w]
+    restored = self._program_for(batch)(batch)
     return restored if image.ndim == 4 else restored[0]
 
   def save(self, directory: str | Path) -> Path:

@@ -20,6 +20,7 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
+from pynas_jax.nn import canvas
 from pynas_jax.nn import patches
 
 
@@ -51,7 +52,6 @@ KERNEL_INIT = by_shape(
 _DIMENSIONS = ('NHWC', 'HWIO', 'NHWC')
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def conv2d(
   x: jax.Array, kernel: jax.Array, dilation: int = 1, pad: int | None = None
 ) -> jax.Array:
@@ -66,6 +66,13 @@ def conv2d(
   Returns:
     [B, H, W, D], or what the padding makes of H and W.
   """
+  if kernel.shape[0] > 1:
+    x = canvas.blank(x)
+  return _conv2d(x, kernel, dilation, pad)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _conv2d(x, kernel, dilation, pad):
   if pad is None:
     pad = dilation * (kernel.shape[0] // 2)
   if x.shape[3] % 2 and x.shape[3] > 1:
@@ -79,7 +86,7 @@ def conv2d(
 
 
 def _conv2d_forward(x, kernel, dilation, pad):
-  return conv2d(x, kernel, dilation, pad), (x, kernel)
+  return _conv2d(x, kernel, dilation, pad), (x, kernel)
 
 
 def _conv2d_backward(dilation, pad, saved, grad):
@@ -89,7 +96,7 @@ def _conv2d_backward(dilation, pad, saved, grad):
     pad = dilation * (size // 2)
   other_pad = dilation * (size - 1) - pad
   flipped = kernel[::-1, ::-1].swapaxes(2, 3)
-  x_grad = conv2d(grad, flipped, dilation, other_pad)
+  x_grad = _conv2d(grad, flipped, dilation, other_pad)
   if size == 1:  # A product of matrices.
     pixels = (0, 1, 2)
     kernel_grad = lax.dot_general(x, grad, ((pixels, pixels), ((), ())))
@@ -112,7 +119,7 @@ def _conv2d_backward(dilation, pad, saved, grad):
   return x_grad, correlate(x, grad, pad).transpose(1, 2, 0, 3)
 
 
-conv2d.defvjp(_conv2d_forward, _conv2d_backward)
+_conv2d.defvjp(_conv2d_forward, _conv2d_backward)
 
 
 def transposed_conv2d(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -148,7 +155,6 @@ def _pad_spatially(x: jax.Array, size: int) -> jax.Array:
   return jnp.pad(x, ((0, 0), pad, pad, (0, 0)))
 
 
-@jax.custom_vjp
 def depthwise_conv2d(x: jax.Array, kernel: jax.Array) -> jax.Array:
   """Convolves each channel with its own kernel, by shifted multiply-adds.
 
@@ -159,6 +165,11 @@ def depthwise_conv2d(x: jax.Array, kernel: jax.Array) -> jax.Array:
   Returns:
     [B, H, W, C].
   """
+  return _depthwise_conv2d(canvas.blank(x), kernel)
+
+
+@jax.custom_vjp
+def _depthwise_conv2d(x, kernel):
   size = kernel.shape[0]
   h, w = x.shape[1:3]
   padded = _pad_spatially(x, size)
@@ -172,7 +183,7 @@ def depthwise_conv2d(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _depthwise_conv2d_forward(x, kernel):
-  return depthwise_conv2d(x, kernel), (x, kernel)
+  return _depthwise_conv2d(x, kernel), (x, kernel)
 
 
 def _depthwise_conv2d_backward(saved, grad):
@@ -185,11 +196,13 @@ def _depthwise_conv2d_backward(saved, grad):
     return (lax.dynamic_slice(padded, start, x.shape) * grad).sum((0, 1, 2))
 
   kernel_grad = lax.map(tap_grad, jnp.arange(size * size))
-  x_grad = depthwise_conv2d(grad, kernel[::-1, ::-1])
+  x_grad = _depthwise_conv2d(grad, kernel[::-1, ::-1])
   return x_grad, kernel_grad.reshape(kernel.shape)
 
 
-depthwise_conv2d.defvjp(_depthwise_conv2d_forward, _depthwise_conv2d_backward)
+_depthwise_conv2d.defvjp(
+  _depthwise_conv2d_forward, _depthwise_conv2d_backward
+)
 
 
 class Conv(nn.Module):
@@ -224,7 +237,7 @@ class Conv(nn.Module):
     else:
       pad = self.kernel_size // 2
       y = lax.conv_general_dilated(
-        x, kernel, (self.stride,) * 2, [(pad, pad)] * 2,
+        canvas.blank(x), kernel, (self.stride,) * 2, [(pad, pad)] * 2,
         dimension_numbers=_DIMENSIONS,
       )  # fmt: skip
     return y + bias[None, None, None]

@@ -9,12 +9,15 @@ Source: PyNAS section 2.2 (Eqs. 3 and 4); the order of the axes is DMPHN's.
 
 from __future__ import annotations
 
+import itertools
+
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from pynas_jax import resize
+from pynas_jax.nn import canvas
 
 _BICUBIC_REACH = 2  # Pixels to each side that a bicubic value is made of.
 
@@ -46,6 +49,14 @@ def split(image: jax.Array, *, rows: int, cols: int) -> jax.Array:
       f'A grid of {rows}x{cols} patches does not divide an image of {h}x{w}; '
       'pad it first with pad_to_multiple.'
     )
+  if canvas.is_held():
+    height, width = canvas.extent(image)
+    shape = (b, h // rows, w // cols, c)
+    patches = [
+      jax.lax.dynamic_slice(image, (0, *corner, 0), shape)
+      for corner in _corners(height // rows, width // cols, rows, cols)
+    ]
+    return jnp.stack(patches, axis=1).reshape(-1, *shape[1:])
   x = image.reshape(b, rows, h // rows, cols, w // cols, c)
   return x.swapaxes(2, 3).reshape(-1, h // rows, w // cols, c)
 
@@ -66,8 +77,24 @@ def merge(patches: jax.Array, *, rows: int, cols: int) -> jax.Array:
   """
   chex.assert_rank(patches, 4)
   n, h, w, c = patches.shape
+  if canvas.is_held():
+    corners = _corners(*canvas.extent(patches), rows, cols)
+    x = patches.reshape(-1, rows * cols, h, w, c)
+    image = jnp.zeros((len(x), rows * h, cols * w, c), x.dtype)
+    for i, corner in enumerate(corners):
+      # What a patch has beside its image is overwritten by those that follow.
+      image = jax.lax.dynamic_update_slice(image, x[:, i], (0, *corner, 0))
+    return image
   x = patches.reshape(n // (rows * cols), rows, cols, h, w, c)
   return x.swapaxes(2, 3).reshape(-1, rows * h, cols * w, c)
+
+
+def _corners(
+  height: jax.Array, width: jax.Array, rows: int, cols: int
+) -> list[tuple[jax.Array, jax.Array]]:
+  """Returns where patches of a size begin, row by row."""
+  grid = itertools.product(range(rows), range(cols))
+  return [(row * height, col * width) for row, col in grid]
 
 
 def pad_to_multiple(image: jax.Array, *, height: int, width: int) -> jax.Array:

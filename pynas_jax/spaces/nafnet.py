@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from pynas_jax.genotype import NafnetGenotype
+from pynas_jax.nn import canvas
 from pynas_jax.nn import ops
 from pynas_jax.nn import patches
 
@@ -61,7 +62,7 @@ class Block(nn.Module):
     ).astype(self.dtype)[None, None, None]
     y = conv(2 * c, 'conv1')(norm('norm1')(x))
     y = _gate(_Depthwise(self.dtype, name='conv2')(y))
-    attention = conv(c, 'attention')(y.mean(axis=(1, 2), keepdims=True))
+    attention = conv(c, 'attention')(canvas.mean(y))
     y = conv(c, 'conv3')(y * attention)
     x = x + scale('beta') * y
     y = _gate(conv(2 * c, 'conv4')(norm('norm2')(x)))
