@@ -213,7 +213,7 @@ def _jobs(flags: argparse.Namespace) -> list[Job]:
   return list(dict.fromkeys(jobs))
 
 
-def _open_network(flags: argparse.Namespace, **options: Any) -> Any:
+def _open_network(flags: argparse.Namespace, streams: int) -> Any:
   """Returns the Restorer that the flags name."""
   import jax
 
@@ -229,7 +229,7 @@ def _open_network(flags: argparse.Namespace, **options: Any) -> Any:
       ) from None
     jax.config.update('jax_default_device', device)
   network = restorer.Restorer.from_pretrained(
-    flags.model_path, dtype=flags.dtype, backend=flags.backend, **options
+    flags.model_path, dtype=flags.dtype, backend=flags.backend, streams=streams
   )
   if (
     flags.dtype == 'bfloat16' and flags.backend == 'auto'
@@ -246,17 +246,14 @@ class _Enhancer:
   After the first, as many threads may restore at once as there are streams.
   """
 
-  def __init__(
-    self, flags: argparse.Namespace, *, streams: int = 1, **options: Any
-  ):
+  def __init__(self, flags: argparse.Namespace, *, streams: int = 1):
     self._flags, self._streams = flags, streams
-    self._options = {'streams': streams, **options}
 
   @functools.cached_property
   def _network(self) -> Any:
     from pynas_jax.deploy import tiling  # Loads JAX.
 
-    network = _open_network(self._flags, **self._options)
+    network = _open_network(self._flags, self._streams)
     return tiling.Tiler(
       network, network.genotype, tile=self._flags.tile,
       pad=self._flags.tile_pad, threads=self._streams, say=_say,
@@ -293,8 +290,7 @@ class _Batch:
   def __init__(self, flags: argparse.Namespace, jobs: Sequence[Job]):
     self._flags, self._jobs = flags, jobs
     self._enhance = _Enhancer(flags)
-    # All frames of a video have one size.
-    self._enhance_frame = _Enhancer(flags, streams=videos.STREAMS, bucket=0)
+    self._enhance_frame = _Enhancer(flags, streams=videos.STREAMS)
     self._sources = {job.source.resolve() for job in jobs}
     self._taken: dict[str, Path] = {}
     self.done = self.skipped = self.failed = 0

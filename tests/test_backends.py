@@ -16,6 +16,7 @@ from pynas_jax.deploy import backends
 from pynas_jax.deploy import benchmark
 from pynas_jax.deploy.backends import Network
 from pynas_jax.deploy.restorer import Restorer
+from pynas_jax.nn import canvas
 from pynas_jax.nn import patches
 from pynas_jax.spaces import base
 from pynas_jax.spaces import space_of
@@ -103,12 +104,12 @@ def test_every_runtime_agrees_with_xla(name):
 @pytest.mark.parametrize('name', NETWORKS)
 def test_a_canvas_changes_nothing_but_rounding(name):
   shared = network(name)
-  shape = backends.canvas_shape(shared, (2, 40, 60, 3), bucket=50)
-  rows, cols = space_of(shared.genotype).multiple(shared.genotype)
-  assert 50 <= shape[1] < 50 + rows and shape[1] % rows == 0
-  assert 100 <= shape[2] < 100 + 2 * cols and shape[2] % cols == 0
+  shape = backends.canvas_shape(shared, (2, 40, 60, 3))
+  multiple = space_of(shared.genotype).multiple(shared.genotype)
+  assert not np.any(np.asarray(shape[1:3]) % multiple)
   program = backends.compile_canvas(shared, shape, np.float32)
-  for size in ((35, 51), (1, 1), (2, 90), shape[1:3]):
+  height, width = shape[1:3]
+  for size in ((35, 51), (1, 1), (2, 40), (height - 2, width - 2), shape[1:3]):
     image = np.concatenate([
       backends.photograph(*size), 1 - backends.photograph(*size)
     ])  # fmt: skip
@@ -118,6 +119,35 @@ def test_a_canvas_changes_nothing_but_rounding(name):
     np.testing.assert_array_equal(image, given)
     expected = restored('xla', shared, image)
     np.testing.assert_allclose(found, expected, atol=1e-5, err_msg=size)
+
+
+def test_enlargement_sees_two_pixels_beside_the_image():
+  shared, image = network('HiNAS x3'), backends.photograph(127, 127)
+  shape = backends.canvas_shape(shared, image.shape)
+  assert shape[1:3] == (192, 192)  # Not 128.
+  found = backends.compile_canvas(shared, shape, np.float32)(image)
+  np.testing.assert_allclose(found, by_xla('HiNAS x3', 127, 127), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ('size', 'expected'),
+  [
+    ((1, 720, 1280), (768, 1280)), ((1, 16, 17), (128, 128)),
+    ((1, 12, 40_000), (16, 40_000)), ((100, 64, 60), (64, 64)),
+  ],
+)  # fmt: skip
+def test_canvases_are_not_much_larger_than_images(size, expected):
+  shape = backends.canvas_shape(network('1-2, of DMPHN'), (*size, 3))
+  assert shape == (size[0], *expected, 3)
+
+
+def test_a_large_canvas_is_measured_in_32_bits():
+  size = jnp.array([47_000, 60_000], jnp.int32)
+  with canvas.holding(size, (47_104, 60_032)):
+    for part in (1, 2, 8):
+      x = jax.ShapeDtypeStruct((1, 47_104 // part, 60_032 // part, 3), float)
+      extent = tuple(map(int, canvas.extent(x)))
+      assert extent == (47_000 // part, 60_000 // part)
 
 
 def test_two_threads_restore_by_a_stream_each(monkeypatch):

@@ -14,6 +14,7 @@ from pynas_jax import genotype as genotype_lib
 from pynas_jax import spaces
 from pynas_jax.checkpoint import CheckpointError
 from pynas_jax.checkpoint import Checkpoints
+from pynas_jax.deploy import backends
 from pynas_jax.deploy import benchmark
 from pynas_jax.deploy import restorer
 from pynas_jax.spaces import base
@@ -159,47 +160,55 @@ def one_scale():
   return network, base.init_params(jax.random.key(0), module)
 
 
-def test_sizes_share_programs_but_the_first_and_those_compiled(params):
-  restore = restorer.Restorer(NETWORK, params, bucket=32)
-  every = restorer.Restorer(NETWORK, params, bucket=0)
+def test_sizes_share_programs(params, monkeypatch):
+  monkeypatch.setattr(backends, 'SMALL_CANVAS', 0)
+  restore = restorer.Restorer(NETWORK, params)
   own = restore.compile((1, 50, 40, 3))
   sizes = (
-    (50, 40), (45, 70), (33, 90), (64, 96), (7, 100), (40, 20), (50, 60),
+    (50, 40), (120, 120), (70, 120), (125, 105), (7, 100), (100, 40),
   )  # fmt: skip
   for height, width in sizes:
     image = picture(height, width, 3)
-    found, expected = restore(image), every(image)
-    np.testing.assert_allclose(found.astype(int), expected, atol=1)
+    expected = backends.compile_network(
+      'xla', backends.Network(NETWORK, params), (1, *image.shape), np.uint8
+    )(image[None])[0]
+    np.testing.assert_allclose(restore(image).astype(int), expected, atol=1)
   shared = [key.shape[1:3] for key in restore.programs if key.is_canvas]
-  # The last is in (64, 96), which the one before would fill to a third.
-  assert shared == [(32, 128), (64, 32), (64, 96)]
-  assert len(restore.programs) == 4 and len(every.programs) == 7
+  assert shared == [(128, 128), (8, 104), (112, 48)]
   assert restore.compile((1, 50, 40, 3)) is own
   # The first one of floats.
   restore(picture(45, 70, 3) / np.float32(255))
   assert next(reversed(restore.programs)) == ((1, 45, 70, 3), np.float32, False)
 
 
-def test_runtimes_that_keep_memory_have_few_programs(params, monkeypatch):
+def test_a_size_that_comes_often_gets_its_own_program(params):
+  restore = restorer.Restorer(NETWORK, params)
+  sizes = ((9, 8), (8, 9), (7, 9))
+  for i in range(restorer.OFTEN + 1):
+    for size in sizes[: 2 if i else 3]:
+      restore(picture(*size, 3))
+    own = [k.shape[1:3] for k in restore.programs if not k.is_canvas]
+    assert sorted(own) == sorted(sizes[: 1 if i < restorer.OFTEN else 2])
+  assert len(restore.programs) == 3  # One canvas.
+
+
+def test_programs_that_keep_memory_are_few(params, monkeypatch):
   pytest.importorskip('onnxruntime')
-  monkeypatch.setattr(restorer, 'MAX_PIXELS', 2 * 9 * 8)
   restore = restorer.Restorer(NETWORK, params, backend='onnxruntime')
+  monkeypatch.setattr(  # Two, with small feature maps.
+    restorer, 'MAX_BYTES', 2 * restorer.PROGRAM_BYTES + (1 << 20)
+  )
 
   def sizes():
     return [key.shape[1:3] for key in restore.programs]
 
-  for size in ((9, 8), (8, 9)):  # A program for each size.
+  for size in ((64, 64), (60, 64)):
     restore(picture(*size, 3))
-  assert sizes() == [(9, 8), (8, 9)]
+  assert sizes() == [(64, 64), (60, 64)]
   restore(picture(7, 8, 3))
-  assert sizes() == [(8, 9), (7, 8)]
-  restore(picture(30, 30, 3))
-  assert sizes() == [(30, 30)]
-
-
-def test_a_bucket_has_no_negative_size(params):
-  with pytest.raises(restorer.LoadError, match='bucket is -1; expected 0 or'):
-    restorer.Restorer(NETWORK, params, bucket=-1)
+  assert sizes() == [(60, 64), (7, 8)]
+  restore(picture(150, 150, 3))  # 2.9 MB of them.
+  assert sizes() == [(150, 150)]
 
 
 def test_a_restorer_needs_a_stream(params):
@@ -208,7 +217,7 @@ def test_a_restorer_needs_a_stream(params):
 
 
 def test_the_programs_last_used_are_kept(monkeypatch):
-  monkeypatch.setattr(restorer, 'MAX_PROGRAMS', 2)
+  monkeypatch.setattr(restorer, 'MAX_BYTES', 2 * restorer.PROGRAM_BYTES)
   restore = restorer.Restorer(*one_scale())
   first = restore.compile((1, 8, 8, 3))
   restore.compile((1, 8, 10, 3))

@@ -32,8 +32,8 @@ ORDER = (
   'search.bilevel', 'search.schemes', 'search.local', 'search.pareto',
   'search.hierarchical',
   'caching', 'deploy', 'deploy.onnx_graph', 'deploy.backends',
-  'deploy.release', 'deploy.restorer', 'deploy.benchmark', 'deploy.export',
-  'deploy.tiling', 'deploy.images', 'deploy.videos', 'restore',
+  'deploy.release', 'deploy.tiling', 'deploy.restorer', 'deploy.benchmark',
+  'deploy.export', 'deploy.images', 'deploy.videos', 'restore',
   'deblur', 'registration', 'evaluate', 'api', 'main', 'report',
 )  # fmt: skip
 # The package itself loads `api`, when first asked for a function of it.

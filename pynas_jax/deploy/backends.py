@@ -16,6 +16,7 @@ import dataclasses
 import hashlib
 import importlib
 import importlib.metadata
+import math
 import os
 from pathlib import Path
 import sys
@@ -40,6 +41,8 @@ DTYPES = ('float32', 'bfloat16')
 MAX_DIFFERENCE = 1e-3  # From XLA in float32, of values in [0, 1].
 PHOTO = Path(__file__).parents[1] / 'data' / 'photos' / 'city.png'
 PHOTO_SIZE = (96, 128)
+_STEPS = (128, 64, 32, 16, 8, 4, 2, 1)  # Of the sides of canvases, pixels.
+SMALL_CANVAS = 1 << 14  # Pixels: sooner restored than another is compiled.
 _CHECKSUM_BYTES = 32  # Of what is cached, before it.
 
 
@@ -67,7 +70,7 @@ class Network:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-  """A network compiled for one shape; the three steps can be timed apart.
+  """A compiled network; the three steps can be timed apart.
 
   Attributes:
     put: Host array -> what `run` takes; the host array is left alone.
@@ -80,7 +83,7 @@ class Program:
   get: Callable[[Any], np.ndarray]
 
   def __call__(self, batch: np.ndarray) -> np.ndarray:
-    """Restores a batch of the shape and type compiled for."""
+    """Restores a batch of a shape and the type compiled for."""
     return self.get(self.run(self.put(batch)))
 
 
@@ -124,24 +127,34 @@ def _xla(network: Network, shape: tuple[int, ...], dtype: Any) -> Program:
   return Program(_put, _compile_xla(network, restore, image), get=np.array)
 
 
-def canvas_shape(
-  network: Network, shape: tuple[int, ...], bucket: int
-) -> tuple[int, ...]:
+def max_canvas(shape: tuple[int, ...]) -> int:
+  """Returns the most pixels of a canvas for images of a shape [B, H, W, 3]."""
+  return 2 * math.prod(shape[:3]) + SMALL_CANVAS
+
+
+def canvas_shape(network: Network, shape: tuple[int, ...]) -> tuple[int, ...]:
   """Returns the shape of the canvas for images of a shape.
+
+  Its sides are multiples of a power of two, the largest up to 128 that keeps it
+  within `max_canvas`.
 
   Args:
     network: The network.
     shape: Of the images, [B, H, W, 3].
-    bucket: In pixels. Sides are the next multiples of it, or of the next larger
-      number that strides and patches of the network divide.
   """
-  b, h, w, c = shape
-  steps = (
-    bucket + -bucket % n
-    for n in space_of(network.genotype).multiple(network.genotype)
-  )
-  h, w = (n + -n % step for n, step in zip((h, w), steps, strict=True))
-  return b, h, w, c
+  b, *sides, c = shape
+  multiples = space_of(network.genotype).multiple(network.genotype)
+  for step in _STEPS:
+    canvas = []
+    for side, multiple in zip(sides, multiples, strict=True):
+      step_here = step + -step % multiple
+      larger = side + -side % step_here
+      if larger == side + 1 and network.genotype.scale > 1:
+        larger += step_here  # Bicubic enlargement looks two pixels far.
+      canvas.append(larger)
+    if b * math.prod(canvas) <= max_canvas(shape):
+      break
+  return b, *canvas, c
 
 
 def compile_canvas(
@@ -172,7 +185,7 @@ def compile_canvas(
   def put(batch):
     given = batch.shape
     size = padded_shape(network, given)
-    # Bicubic enlargement, no convolution of the network, reads what is beside
+    # Bicubic enlargement, which is no part of the network, reads what is beside
     # the image: its mirror image.
     for target, mode in ((size, 'reflect'), (shape, 'symmetric')):
       pads = [(0, n - m) for n, m in zip(target, batch.shape, strict=True)]

@@ -25,6 +25,7 @@ from pynas_jax import caching
 from pynas_jax import genotype as genotype_lib
 from pynas_jax.deploy import backends
 from pynas_jax.deploy import release
+from pynas_jax.deploy import tiling
 from pynas_jax.deploy.backends import Network
 from pynas_jax.deploy.backends import Program
 from pynas_jax.deploy.release import Card
@@ -36,11 +37,9 @@ from pynas_jax.spaces import space_of
 
 CHECKPOINTS = 'checkpoints'
 GENOTYPE = 'genotype.json'
-MAX_PROGRAMS = 32  # That a Restorer remembers.
-# Of those of runtimes other than XLA, which keep their feature maps.
-MAX_PIXELS = 4 << 20
-BUCKET = 128  # Pixels.
-MAX_CANVAS = 2  # Times the image's own, for what is there to be used.
+MAX_BYTES = 512 << 20  # That the programs of a Restorer may keep.
+PROGRAM_BYTES = 16 << 20  # Of a program, without feature maps.
+OFTEN = 8  # Images of a size share programs, before it has its own.
 _MIN, _MAX = -1.0, 2.0  # Of floats meant for [0, 1]: filters overshoot.
 
 
@@ -51,13 +50,16 @@ class _Key(NamedTuple):
   dtype: np.dtype
   is_canvas: bool = False
 
-  def is_served_by(self, other: _Key) -> bool:
-    """Returns whether the other's canvas has room, and not too much of it."""
-    (batch, *sides), (other_batch, *other_sides) = self.shape, other.shape
+  @property
+  def pixels(self) -> int:
+    return math.prod(self.shape[:3])
+
+  def holds(self, other: _Key) -> bool:
+    """Returns whether it is a canvas with room for the other."""
+    pairs = zip(self.shape[1:], other.shape[1:], strict=True)
     return (
-      other.is_canvas and batch == other_batch
-      and all(a <= b for a, b in zip(sides, other_sides, strict=True))
-      and math.prod(other_sides) <= MAX_CANVAS * math.prod(sides)
+      self.is_canvas and self.shape[0] == other.shape[0]
+      and all(ours >= theirs for ours, theirs in pairs)
     )  # fmt: skip
 
 
@@ -65,18 +67,15 @@ class Restorer:
   """A trained network, compiled ahead of time for the image sizes it meets.
 
   Threads may share one. For an iterable of images, use `map(restorer, images)`.
-  XLA compiles a program for the first size. Others share programs for larger
-  ones, in which the network sees the image alone: the results are the same.
-  `compile` makes a program for one size.
+  XLA takes long for that: it does it for the first size of a type, for those
+  that come often and those told to `compile`. Others share programs for larger
+  ones, in which the network sees the image alone; the results are the same.
 
   Attributes:
     genotype: The architecture.
     params: Its float32 parameters, on the device.
     dtype: Of the arithmetic, 'float32' or 'bfloat16'.
     backend: The runtime, a key of `backends.BACKENDS`.
-    bucket: What the sides of shared programs are multiples of, in pixels. 0 is
-      a program for each size, which is faster once it is compiled. Runtimes
-      other than XLA always have that, as they compile fast.
     streams: Threads, one or more, that are to restore at once; see
       `backends.Network`.
     programs: The ones used last, by what they are for; the newest is last.
@@ -92,11 +91,8 @@ class Restorer:
     *,
     dtype: str = 'float32',
     backend: str = 'xla',
-    bucket: int = BUCKET,
     streams: int = 1,
   ):
-    if bucket < 0:
-      raise LoadError(f'bucket is {bucket}; expected 0 or more.')
     if streams < 1:
       raise LoadError(f'streams is {streams}; expected 1 or more.')
     self.genotype = genotype
@@ -104,11 +100,14 @@ class Restorer:
     self.dtype = dtype
     self._network = Network(genotype, self.params, dtype, streams)
     self.backend = backends.choose(backend, self._network)
-    self.bucket = bucket if self.backend == 'xla' else 0
     self.streams = streams
     self._lock = threading.Lock()
     self.programs: collections.OrderedDict[_Key, futures.Future[Program]] = (
       collections.OrderedDict()
+    )
+    self._calls: collections.Counter[_Key] = collections.Counter()
+    self._bytes_per_pixel = (
+      tiling.LAYERS_HELD * tiling.context_of(genotype).bytes_per_pixel
     )
 
   @classmethod
@@ -118,7 +117,6 @@ class Restorer:
     *,
     dtype: str = 'float32',
     backend: str = 'xla',
-    bucket: int = BUCKET,
     streams: int = 1,
     revision: str | None = None,
     cache_dir: str | Path | None = None,
@@ -131,7 +129,6 @@ class Restorer:
         'owner/name'.
       dtype: Of the arithmetic, 'float32' or 'bfloat16'.
       backend: 'xla', 'onnxruntime', 'openvino' or 'auto'.
-      bucket: See the class.
       streams: See the class.
       revision: Branch, tag or commit of the repository.
       cache_dir: Takes what is downloaded; the hub's own folder by default.
@@ -144,9 +141,7 @@ class Restorer:
       str(source), revision=revision, cache_dir=cache_dir,
       local_files_only=local_files_only,
     )  # fmt: skip
-    return load(
-      path, dtype=dtype, backend=backend, bucket=bucket, streams=streams
-    )
+    return load(path, dtype=dtype, backend=backend, streams=streams)
 
   def save_pretrained(
     self,
@@ -191,20 +186,27 @@ class Restorer:
     return backends.compile_network(self.backend, self._network, shape, dtype)
 
   def _are_too_many(self) -> bool:
-    pixels = sum(math.prod(key.shape[:3]) for key in self.programs)
-    is_full = self.backend != 'xla' and pixels > MAX_PIXELS
-    return len(self.programs) > (1 if is_full else MAX_PROGRAMS)
+    total = len(self.programs) * PROGRAM_BYTES
+    if self.backend != 'xla':  # The others keep their feature maps.
+      pixels = sum(key.pixels for key in self.programs)
+      total += self._bytes_per_pixel * pixels
+    return len(self.programs) > 1 and total > MAX_BYTES
 
   def _program_for(self, batch: np.ndarray) -> Program:
     """Returns the program of the batch's shape, or one that it shares."""
     key = _Key(batch.shape, batch.dtype)
     with self._lock:
       known = [other for other in self.programs if other.dtype == key.dtype]
-    if self.bucket and known and key not in known:
-      shape = backends.canvas_shape(self._network, key.shape, self.bucket)
+      self._calls[key] += 1
+      has_own = not known or key in known or self._calls[key] > OFTEN
+    if self.backend == 'xla' and not has_own:
+      most = backends.max_canvas(key.shape)
+      shape = backends.canvas_shape(self._network, key.shape)
       key = _Key(shape, key.dtype, is_canvas=True)
-      served = filter(key.is_served_by, known)
-      key = min(served, key=lambda other: math.prod(other.shape), default=key)
+      canvases = (
+        other for other in known if other.holds(key) and other.pixels <= most
+      )
+      key = min(canvases, key=lambda canvas: canvas.pixels, default=key)
     return self._compile(key)
 
   def __call__(self, image: np.ndarray | jax.Array) -> np.ndarray:
@@ -276,7 +278,7 @@ def load(path: str | Path, **options: Any) -> Restorer:
     path: A workdir, a folder of checkpoints, one checkpoint in it, a folder
       written by `save` or `save_pretrained`, the name of a network of this
       package (`release.shipped`), or a folder of the published DMPHN weights.
-    **options: Of `Restorer`: `dtype`, `backend`, `bucket`, `streams`.
+    **options: Of `Restorer`: `dtype`, `backend`, `streams`.
 
   Returns:
     The network of the best validation score, or of the named checkpoint.

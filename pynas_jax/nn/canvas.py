@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 import contextlib
 import contextvars
+import fractions
 
 import chex
 import jax
@@ -46,11 +47,17 @@ def is_held() -> bool:
 
 def extent(x: jax.Array) -> tuple[jax.Array | int, jax.Array | int]:
   """Returns height and width of the image in a feature map [B, H, W, C]."""
-  height, width = x.shape[1:3]
   if not is_held():
-    return height, width
-  size, canvas = _held.get()
-  return size[0] * height // canvas[0], size[1] * width // canvas[1]
+    return x.shape[1], x.shape[2]
+  held = zip(*_held.get(), x.shape[1:3], strict=True)
+  height, width = (_scaled(*sides) for sides in held)
+  return height, width
+
+
+def _scaled(size: jax.Array, canvas: int, feature_map: int) -> jax.Array:
+  # Divided first, as a product of two sides can be too large for an i32.
+  part = fractions.Fraction(feature_map, canvas)
+  return size // part.denominator * part.numerator
 
 
 def blank(x: jax.Array) -> jax.Array:
