@@ -35,9 +35,11 @@ from pynas_jax import plot
 from pynas_jax import train as train_lib
 from pynas_jax.checkpoint import Checkpoints
 from pynas_jax.data import check
+from pynas_jax.data import files
 from pynas_jax.data import sources
 from pynas_jax.deploy import backends
 from pynas_jax.deploy import benchmark as benchmark_lib
+from pynas_jax.deploy import release
 from pynas_jax.deploy import restorer as restorer_lib
 from pynas_jax.deploy.backends import Network
 from pynas_jax.deploy.release import versions
@@ -55,7 +57,6 @@ from pynas_jax.spaces import space_of
 
 __all__ = ['derive', 'derive_and_train', 'load', 'search', 'train']
 
-REPORT = 'report.json'
 STRIPS = 'strips'
 
 
@@ -88,7 +89,7 @@ class Result:
   def save(self, directory: str | Path) -> Path:
     """Writes the network and its report, for `load`, to a new folder."""
     directory = self.restorer.save(directory)
-    write_json(directory / REPORT, self.report)
+    write_json(directory / restorer_lib.REPORT, self.report)
     return directory
 
 
@@ -120,7 +121,7 @@ def _check_batches(config: ml_collections.ConfigDict, *names: str) -> None:
       raise config_lib.SettingError(message) from None
 
 
-def _is_free(name: str, workdir: Path) -> bool:
+def _is_free(name: str, workdir: Path, mode: str) -> bool:
   """Returns whether a setting may differ between two runs in one workdir.
 
   Such settings change what is done with the networks in it, not the networks.
@@ -128,7 +129,11 @@ def _is_free(name: str, workdir: Path) -> bool:
   if name in ('benchmark.height', 'benchmark.width'):
     # The costs of candidates are those of one frame.
     return not (workdir / hierarchical.TRIALS).exists()
-  return name in ('mode', 'checkpoint') or name.startswith('benchmark.')
+  if name == 'genotype':
+    return mode == 'evaluate'
+  # The number of threads that load images changes none of them.
+  is_other = name in ('mode', 'data.num_threads')
+  return is_other or name.startswith('benchmark.')
 
 
 def open_workdir(
@@ -155,6 +160,10 @@ def open_workdir(
     workdir.is_dir() or not workdir.exists(), 'workdir', str(workdir),
     'a folder',
   )  # fmt: skip
+  config_lib.require(
+    not (workdir / release.TENSORS).exists(), 'workdir', str(workdir),
+    'a folder of its own, as this one holds a release',
+  )  # fmt: skip
   if workdir.is_dir():
     logbook_lib.lock(workdir).release()  # Busy: sooner said than after checks.
   path = workdir / 'config.json'
@@ -172,18 +181,24 @@ def open_workdir(
     defaults = config_lib.flatten(json.loads(config_lib.base().to_json()))
     leaves, changed = defaults | config_lib.flatten(old), []
     for name, value in config_lib.flatten(new).items():
-      if leaves[name] != value and not _is_free(name, workdir):
+      if leaves[name] != value and not _is_free(name, workdir, config.mode):
         changed.append(f'{name} was {leaves[name]!r}, is {value!r}')
     if changed:
       raise config_lib.SettingError(
         f'{workdir} holds a run with other settings: {"; ".join(changed)}. Use '
         'another workdir, or delete this one to start anew.'
       )
+  root = config.data.name == 'folder' and Path(config.data.root).expanduser()
+  config_lib.require(
+    not (root and files.is_looked_in(root, workdir)), 'workdir', str(workdir),
+    f'a folder out of data.root {config.data.root!r}, or its pictures are data',
+  )  # fmt: skip
   check.check_data(
     config, workdir=workdir, splits=splits, searches=searches
   )
   workdir.mkdir(parents=True, exist_ok=True)
-  write_json(path, new)
+  if config.mode != 'evaluate' or not path.exists():
+    write_json(path, new)
   return workdir
 
 
@@ -250,10 +265,16 @@ def search(
     SettingError: Before any work, names the setting.
   """
   config = make_config(config, **settings)
+  config_lib.refuse(
+    config, 'genotype', 'checkpoint', 'train.start_from',
+    reason='the search finds a new network',
+  )  # fmt: skip
   _check_batches(config, 'search', 'train')  # Candidates are trained, too.
   caching.keep_compiled_programs()
   # Here too: what is refused must not take the workdir.
-  hierarchical.within_limits(schemes.choices(config), config)
+  allowed = hierarchical.within_limits(schemes.choices(config), config)
+  if not (Path(workdir) / hierarchical.TRIALS).exists():
+    hierarchical.check_latency(allowed, config)
   workdir = open_workdir(workdir, config, searches=True)
   with logbook_lib.Logbook(workdir) as logbook:
     result = hierarchical.search(config, workdir=workdir, logbook=logbook)
@@ -298,7 +319,7 @@ def derive(result: SearchResult | Genotype, workdir: str | Path) -> Genotype:
   genotype = result if isinstance(result, Genotype) else result.genotype
   workdir = Path(workdir)
   workdir.mkdir(parents=True, exist_ok=True)
-  (workdir / restorer_lib.GENOTYPE).write_text(genotype.to_json())
+  write_json(workdir / restorer_lib.GENOTYPE, genotype.to_dict())
   if isinstance(genotype, PyramidGenotype):
     size = describe_size(genotype)
     svg = drawing.architecture_svg(
@@ -352,6 +373,9 @@ def _train(
   params: Any,
 ) -> tuple[Restorer, float]:
   """Trains an architecture; returns the network and the seconds it took."""
+  config_lib.refuse(
+    config, 'checkpoint', reason='a training reads train.start_from instead'
+  )
   _check_batches(config, 'train')
   caching.keep_compiled_programs()
   start = config.train.start_from
@@ -373,6 +397,7 @@ def _train(
     )  # fmt: skip
   plot.curves(logbook_lib.read_records(workdir), workdir / 'curves.png')
   restorer = Restorer(genotype, result.params, dtype=config.train.dtype)
+  restorer.card = release.Card(task=config_lib.describe_task(config))
   return restorer, result.seconds
 
 
@@ -396,10 +421,14 @@ def evaluate(
   Returns:
     Means over images of `psnr_input`, `psnr`, `psnr_float`, `ssim_input`,
     `ssim` and `ssim_3d`.
+
+  Raises:
+    SettingError: Before any work, names the setting.
   """
   config = make_config(config, **settings)
   _check_genotype(restorer.genotype, config)
   workdir = open_workdir(workdir, config, splits=('test',))
+  _check_checkpoints(restorer.genotype, workdir)
   source = sources.make_source(
     config.data, 'test', seed=config.seed, task=config.task
   )
@@ -450,10 +479,6 @@ def derive_and_train(
     SettingError: Before any work, names the setting.
   """
   config = make_config(config, **settings)
-  start = config.train.start_from
-  config_lib.require(
-    not start, 'train.start_from', start, "'', as the search finds a new one"
-  )
   workdir = Path(workdir)
   found = search(config, workdir=workdir)
   restorer, train_seconds = _train(
@@ -466,7 +491,8 @@ def derive_and_train(
     'train_seconds': train_seconds,
     'latency_720p_ms': time_restorer(restorer, config),
   }
-  write_json(workdir / REPORT, report)
+  write_json(workdir / restorer_lib.REPORT, report)
+  restorer.card = release.card_of(report)
   return Result(found.genotype, means, report, restorer, workdir)
 
 
@@ -513,10 +539,11 @@ def make_report(
   return {
     'genotype': restorer.genotype.to_dict(),
     **describe_size(restorer.genotype),
-    'task': config.task,
+    'task': config_lib.describe_task(config),
     'dataset': config.data.name,
     **means,
     'versions': versions(),
     'commit': commit(),
     'seed': config.seed,
+    'dtype': restorer.dtype,
   }

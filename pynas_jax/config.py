@@ -438,6 +438,13 @@ def require(condition: bool, name: str, value: Any, expected: str) -> None:
     raise SettingError(f'{name} is {value!r}; expected {expected}.')
 
 
+def refuse(c: ml_collections.ConfigDict, *names: str, reason: str) -> None:
+  """Raises a SettingError if one of the settings, texts, is not ''."""
+  for name in names:
+    value = flatten(c)[name]
+    require(not value, name, value, f"'', as {reason}")
+
+
 def validate(c: ml_collections.ConfigDict) -> None:
   """Checks every setting before any work.
 
@@ -501,8 +508,8 @@ def validate(c: ml_collections.ConfigDict) -> None:
       1, genotype_lib.MAX_WIDTH + 1
     )
     require(
-      all(value in known for value in values), f'search.{name}', values,
-      expected,
+      all(type(value) is int and value in known for value in values),
+      f'search.{name}', values, expected,
     )  # fmt: skip
   if c.data.name == 'folder':
     require(bool(c.data.root), 'data.root', c.data.root, 'a folder of images')
@@ -522,7 +529,7 @@ def validate(c: ml_collections.ConfigDict) -> None:
     )  # fmt: skip
   gain, quality = c.data.highlight_gain, c.data.jpeg_quality
   require(gain >= 1, 'data.highlight_gain', gain, '1 or more')
-  whole = all(isinstance(q, int) for q in quality)
+  whole = all(type(q) is int for q in quality)
   require(
     not quality or (len(quality) == 2 and whole
                     and 1 <= quality[0] <= quality[1] <= 100),
@@ -618,6 +625,21 @@ def _validate_task(c: ml_collections.ConfigDict) -> None:
     require(
       local == 0, 'search.local_trials', local, "0 for the space 'hinas'"
     )
+
+
+def describe_task(c: ml_collections.ConfigDict) -> str:
+  """Returns what networks are to do, in a few words.
+
+  >>> describe_task(hinas('super_resolution', scale=2))
+  'super-resolution x2'
+  """
+  text = {
+    'deblur': 'deblurring',
+    'denoise': 'denoising',
+    'super_resolution': f'super-resolution x{c.data.scale}',
+    'jpeg': 'JPEG artifacts',
+  }[c.task]
+  return text + (', grey' if c.data.grey else '')
 
 
 def to_json(c: ml_collections.ConfigDict) -> str:

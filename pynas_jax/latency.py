@@ -14,6 +14,7 @@ skeleton and factors are ours.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+import contextlib
 import functools
 import json
 from pathlib import Path
@@ -88,7 +89,8 @@ class LatencyTable:
     self._key += jax.__version__
     self._tables: dict[str, dict[str, float]] = {}
     if path.exists():
-      self._tables = json.loads(path.read_text())
+      with contextlib.suppress(ValueError):  # Damaged, it is measured anew.
+        self._tables = json.loads(path.read_text())
     self._times = self._tables.setdefault(self._key, {})
 
   def measure(self, layers: Iterable[Layer]) -> None:

@@ -61,24 +61,33 @@ def _train(config: ml_collections.ConfigDict, workdir: Path) -> None:
 
 
 def _evaluate(config: ml_collections.ConfigDict, workdir: Path) -> None:
-  if config.genotype:
-    raise config_lib.SettingError(
-      f'genotype is {config.genotype!r}, an architecture without weights; set '
-      'checkpoint to a trained network to score it.'
-    )
-  restorer = api.load(config.checkpoint or workdir)
+  config_lib.refuse(
+    config, 'genotype',
+    reason='an architecture has no weights; set checkpoint to a trained '
+    'network to score it',
+  )  # fmt: skip
+  if Path(config.checkpoint or workdir).resolve() == workdir.resolve():
+    config.checkpoint = ''  # As the run that trained it.
+  # In the arithmetic that a training scores it in.
+  restorer = api.load(config.checkpoint or workdir, dtype=config.train.dtype)
   _evaluate_restorer(restorer, config, workdir)
 
 
 def _evaluate_restorer(restorer, config, workdir) -> None:
   means = api.evaluate(restorer, config, workdir=workdir)
-  report = api.make_report(restorer, config, means)
-  api.write_json(workdir / api.REPORT, report)
+  # What is known of it already, such as its time, remains.
+  known = restorer_lib.read_report(workdir, restorer.genotype)
+  report = known | api.make_report(restorer, config, means)
+  api.write_json(workdir / restorer_lib.REPORT, report)
   _show(f'Scores in {workdir}', report)
 
 
 def _benchmark(config: ml_collections.ConfigDict, workdir: Path) -> None:
-  if config.genotype:  # Time does not depend on what the weights are.
+  if config.genotype:
+    config_lib.refuse(
+      config, 'checkpoint', reason='genotype names what is to be timed'
+    )
+    # Time does not depend on what the weights are.
     restorer = api.untrained(restorer_lib.read_genotype(config.genotype))
   else:
     restorer = api.load(config.checkpoint or workdir)

@@ -10,6 +10,7 @@ with runs on GoPro only. Source: PyNAS, Tables 1 to 3 and Figures 1, 4 and 5.
 from __future__ import annotations
 
 import argparse
+import collections
 from collections.abc import Mapping, Sequence
 import itertools
 import json
@@ -25,6 +26,13 @@ from pynas_jax import config as config_lib
 from pynas_jax import plot
 
 BYTES_PER_PARAM = 4  # Sizes are of float32 weights, in 1e6 bytes.
+# Of the files of a run, what is read here.
+_KEYS = {
+  'report': {'task', 'dataset', 'params', 'psnr', 'ssim_3d'},
+  'scores': {'mean', 'sequences'},
+}
+# Of networks, in the results of random_vs_search.
+GROUPS = ('found', 'random', 'random_equal_cost', 'trivial')
 # PyNAS Table 1: model, PSNR in dB, SSIM, size in MB, time at 720p in ms.
 TABLE_1 = (
   ('Sun et al.', 24.64, 0.8429, 54.1, 12000.0),
@@ -68,20 +76,45 @@ def read_run(workdir: Path) -> dict[str, Any]:
   Raises:
     SettingError: Names the file that is missing or cannot be read.
   """
-  run: dict[str, Any] = {'name': workdir.name}
-  for key, file in (('report', 'report.json'), ('scores', 'scores.json')):
-    path = workdir / file
+  run: dict[str, Any] = {}
+  for key, keys in _KEYS.items():
+    path = workdir / f'{key}.json'
     try:
       run[key] = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+      missing = keys - run[key].keys()
+      if missing:
+        raise ValueError(f'it has no {", ".join(sorted(missing))}')
+    except (OSError, ValueError, AttributeError) as error:
       raise config_lib.SettingError(
         f'--runs has {workdir}, but {path} cannot be read: {error}. Expected '
         'the workdir of a run that ended with an evaluation.'
       ) from None
+  run['name'] = _name(workdir, run['report']['task'])
   run['strips'] = {
     path.name: path for path in sorted((workdir / 'strips').glob('*.png'))
   }
   return run
+
+
+def _name(workdir: Path, task: str) -> str:
+  """Returns what a run is called, with its task if published rows have another.
+
+  >>> _name(Path('runs/a'), 'super-resolution x2')
+  'a (super-resolution x2, luminance)'
+  """
+  name = workdir.resolve().name
+  if task == 'deblurring':
+    return name
+  of = ', luminance' if task.startswith('super-resolution') else ''
+  return f'{name} ({task}{of})'
+
+
+def _set_apart(runs: Sequence[dict[str, Any]], workdirs: list[Path]) -> None:
+  """Puts the way to a workdir before names that several runs have."""
+  counts = collections.Counter(run['name'] for run in runs)
+  for run, workdir in zip(runs, workdirs, strict=True):
+    if counts[run['name']] > 1:
+      run['name'] = f'{workdir.parent.as_posix()}/{run["name"]}'
 
 
 def markdown(
@@ -164,13 +197,35 @@ def table_2(runs: Sequence[Mapping[str, Any]]) -> str:
   return markdown(['Model', *names, 'Average'], rows, 'Table 2: PSNR by video')
 
 
+def read_comparison(path: Path) -> dict[str, Any]:
+  """Returns the results of random_vs_search.
+
+  Raises:
+    SettingError: If the file cannot be read, or holds something else.
+  """
+  try:
+    comparison = json.loads(path.read_text())
+  except (OSError, ValueError) as error:
+    raise config_lib.SettingError(
+      f'--comparison {path} cannot be read: {error}.'
+    ) from None
+  is_right = isinstance(comparison, dict) and comparison.keys() >= {
+    'dataset', *GROUPS
+  }
+  if not is_right:
+    raise config_lib.SettingError(
+      f'--comparison {path} is not the results.json of random_vs_search.'
+    )
+  return comparison
+
+
 def table_3(comparison: Mapping[str, Any]) -> str:
   """Returns the comparison with random networks, of random_vs_search."""
   rows: list[list[Any]] = [
     [f'{name} (published, GoPro)', psnr, None, None]
     for name, psnr, _ in TABLE_3
   ]
-  for group in ('found', 'random', 'random_equal_cost', 'trivial'):
+  for group in GROUPS:
     values = comparison[group]
     if values:
       spread = statistics.stdev(values) if len(values) > 1 else None
@@ -231,9 +286,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   args = parser.parse_args(argv)
   try:
     runs = [read_run(workdir) for workdir in args.runs]
-    comparison = None
-    if args.comparison:
-      comparison = json.loads(args.comparison.read_text())
+    _set_apart(runs, args.runs)
+    comparison = args.comparison and read_comparison(args.comparison)
     args.out.mkdir(parents=True, exist_ok=True)
   except (config_lib.SettingError, OSError, ValueError) as error:
     print(f'Error: {error}', file=sys.stderr)

@@ -19,6 +19,7 @@ import ml_collections
 import optax
 from optax import contrib
 
+from pynas_jax import config as config_lib
 from pynas_jax import interruption
 from pynas_jax import losses
 from pynas_jax import metrics
@@ -191,8 +192,8 @@ def check_finite(
   """Raises TrainingError if a loss or score is not a number."""
   if not math.isfinite(value):
     raise TrainingError(
-      f'{what}: the {figure} is {value} at step {step}. The last checkpoint is '
-      'kept; lower the learning rate or set clip_norm, in a new workdir.'
+      f'{what}: the {figure} is {value} at step {step}. What was saved before '
+      'is kept; lower the learning rate or set clip_norm, in a new workdir.'
     )
 
 
@@ -290,6 +291,7 @@ def train(
           meta={
             'seconds': seconds,
             'genotype': genotype.to_dict(),
+            'task': config_lib.describe_task(config),
             'data': batches.get_state(),
             **scores,
           },

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -306,6 +307,161 @@ def test_api_searches_trains_and_restores_a_folder_of_pairs(tmp_path):
   )
 
 
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+  """Settings and workdir of a search and training, scored and timed."""
+  config = config_lib.shrink(config_lib.base())
+  config.search.schemes = ('1',)
+  workdir = tmp_path_factory.mktemp('finished') / 'run'
+  api.derive_and_train(config, workdir=workdir)
+  return config, workdir
+
+
+@pytest.fixture
+def rerun(finished, tmp_path):
+  """The same, to be changed."""
+  config, workdir = finished
+  copy = shutil.copytree(workdir, tmp_path / 'run')
+  return config.copy_and_resolve_references(), copy
+
+
+def read(workdir, name='report.json'):
+  return json.loads((workdir / name).read_text())
+
+
+def test_what_is_scored_again_keeps_its_times(rerun):
+  config, workdir = rerun
+  before = read(workdir)
+  assert before['latency_720p_ms'] and before['train_seconds']
+  config.mode, config.checkpoint = 'evaluate', str(workdir)
+  main.TASKS['evaluate'](config, workdir)
+  assert read(workdir) == before
+  assert read(workdir, 'config.json')['mode'] == 'pipeline'
+
+
+def test_another_network_does_not_take_the_scores(rerun):
+  config, workdir = rerun
+  config.mode, config.checkpoint = 'evaluate', 'fast'
+  files = [workdir / name for name in ('report.json', 'scores.json')]
+  before = [path.read_bytes() for path in files]
+  with pytest.raises(config_lib.SettingError, match="was '', is 'fast'"):
+    main.TASKS['evaluate'](config, workdir)
+  config.checkpoint = ''
+  with pytest.raises(config_lib.SettingError, match='another architecture'):
+    api.evaluate(api.load('fast'), config, workdir=workdir)
+  assert [path.read_bytes() for path in files] == before
+
+
+def test_the_card_of_a_run_has_its_task_and_scores(rerun, tmp_path):
+  config, workdir = rerun
+  report, network = read(workdir), api.load(workdir)
+  card = network.card
+  assert card.task == 'deblurring'
+  assert card.metrics['psnr'] == report['psnr']
+  assert card.timings == (report['latency_720p_ms'],)
+  release = network.save_pretrained(tmp_path / 'release')
+  assert restorer.load(release).card == card
+  checkpoint = max((workdir / 'checkpoints').iterdir())
+  assert restorer.load(checkpoint).card.metrics == {}
+  (workdir / 'report.json').write_text('{')
+  assert restorer.load(workdir).card.task == 'deblurring'
+  with pytest.raises(config_lib.SettingError, match='holds a release'):
+    api.open_workdir(release, config)
+
+
+def test_a_release_does_not_take_the_settings_of_a_run(rerun):
+  config, workdir = rerun
+  with pytest.raises(restorer.LoadError, match='config.json is there'):
+    api.load(workdir).save_pretrained(workdir)
+  api.open_workdir(workdir, config)
+
+
+def test_a_stage_is_no_network(finished):
+  _, workdir = finished
+  with pytest.raises(restorer.LoadError, match='supernet of a search'):
+    api.load(workdir / 'search' / 'trial0' / 'scale1')
+
+
+def test_a_lost_score_is_made_again_from_the_same_weights(rerun):
+  config, workdir = rerun
+  assert config.train.inherit
+  before = read(workdir)
+  shutil.rmtree(workdir / 'search' / 'trial0' / hierarchical.SCORE)
+  shutil.rmtree(workdir / 'checkpoints')
+  api.derive_and_train(config, workdir=workdir)
+  assert read(workdir)['psnr_float'] == before['psnr_float']
+
+
+def test_a_network_is_scored_in_the_arithmetic_of_its_training(tmp_path):
+  config = config_lib.shrink(config_lib.base())
+  config.mode, config.genotype = 'train', 'dmphn-1-2'
+  config.train.dtype, config.train.num_steps = 'bfloat16', 1
+  main.TASKS['train'](config, tmp_path / 'run')
+  before = read(tmp_path / 'run')
+  assert before['dtype'] == 'bfloat16'
+  config.mode, config.genotype = 'evaluate', ''
+  main.TASKS['evaluate'](config, tmp_path / 'run')
+  assert read(tmp_path / 'run') == before
+
+
+@pytest.mark.parametrize(
+  ('mode', 'settings', 'words'),
+  [
+    ('pipeline', {'genotype': 'dmphn'}, "genotype is 'dmphn'; expected ''"),
+    ('search', {'checkpoint': 'fast'}, "checkpoint is 'fast'; expected ''"),
+    ('search', {'train.start_from': 'fast'}, "start_from is 'fast'"),
+    ('train', {'genotype': 'dmphn', 'checkpoint': 'fast'}, 'checkpoint is'),
+    ('benchmark', {'genotype': 'dmphn', 'checkpoint': 'fast'},
+     'checkpoint is'),
+    ('search', {'search.max_latency_ms': 1e-4}, 'smallest network takes'),
+  ],
+)  # fmt: skip
+def test_settings_that_a_task_has_no_use_for(mode, settings, words, tmp_path):
+  config = config_lib.shrink(config_lib.base())
+  config_lib.override(config, {'mode': mode} | settings)
+  with pytest.raises(config_lib.SettingError, match=words):
+    main.TASKS[mode](config, tmp_path / 'run')
+  assert not (tmp_path / 'run').exists()
+
+
+def make_photos(root, num_photos=12):
+  rng = np.random.default_rng(0)
+  root.mkdir(parents=True)
+  for i in range(num_photos):
+    pixels = rng.integers(0, 256, (40, 44, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(root / f'{i}.png')
+
+
+def test_images_that_come_later_are_refused(tmp_path):
+  root, workdir = tmp_path / 'photos', tmp_path / 'run'
+  make_photos(root)
+  config = config_lib.shrink(config_lib.base())
+  config.data.name, config.data.root = 'folder', str(root)
+  api.open_workdir(workdir, config)
+  os.utime(root / '0.png', (0, 0))
+  config.data.num_threads = 0
+  api.open_workdir(workdir, config)
+  shutil.copy(root / '0.png', root / 'a.png')
+  for splits in (('train', 'validation', 'test'), ('test',)):
+    with pytest.raises(config_lib.SettingError, match='began with'):
+      api.open_workdir(workdir, config, splits=splits)
+  (root / 'a.png').unlink()
+  api.open_workdir(workdir, config)
+
+
+def test_a_workdir_among_the_images_is_refused(tmp_path):
+  make_photos(tmp_path / 'photos')
+  make_folder(tmp_path / 'pairs')
+  config = config_lib.shrink(config_lib.base())
+  config.data.name, config.data.root = 'folder', str(tmp_path / 'photos')
+  inside = tmp_path / 'photos' / 'runs' / 'a'
+  with pytest.raises(config_lib.SettingError, match='pictures are data'):
+    api.open_workdir(inside, config)
+  assert not inside.exists()
+  config.data.root = str(tmp_path / 'pairs')
+  api.open_workdir(tmp_path / 'pairs' / 'runs' / 'a', config)
+
+
 def test_a_run_of_before_a_setting_goes_on_with_its_default(tmp_path):
   config = config_lib.shrink(config_lib.base())
   api.open_workdir(tmp_path, config)
@@ -402,6 +558,9 @@ def test_a_search_checks_what_its_alphas_learn_on(tmp_path):
   config = config_lib.shrink(config_lib.base())
   config.data.name, config.data.root = 'folder', str(tmp_path / 'pairs')
   assert config.data.crop > 12
+  with pytest.raises(config_lib.SettingError, match='data.eval_crop is 48'):
+    api.open_workdir(tmp_path / 'training', config)
+  config.data.eval_crop = 12
   api.open_workdir(tmp_path / 'training', config)
   with pytest.raises(config_lib.SettingError, match='small'):
     api.search(config, workdir=tmp_path / 'search')

@@ -149,7 +149,7 @@ def test_pairs_are_cropped_and_turned_together(folder_config, augment):
 def test_crops_larger_than_images_are_refused(folder_config):
   with pytest.raises(config_lib.SettingError, match=r'train/\d \(3\dx40\)'):
     iterator(folder_config, crop=40)
-  with pytest.raises(config_lib.SettingError, match='8 more for the blur'):
+  with pytest.raises(config_lib.SettingError, match='8 more to be degraded'):
     iterator(crop=576)
   take(iterator(crop=568), 1)
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 import shutil
 import sys
 
@@ -74,6 +75,20 @@ def test_samples_of_another_network_do_not_stay(folder, restorer):
   restorer.save_pretrained(folder)
   assert not any((folder / name).exists() for name in release.SAMPLES)
   assert 'before.png' not in (folder / release.README).read_text()
+
+
+def test_the_task_is_a_tag():
+  assert "tags:\n- image-restoration\n- super-resolution-x2\n---" in (
+    release._readme(NETWORK, Card(task='super-resolution x2'), Path('net'))
+  )
+
+
+@pytest.mark.parametrize('name', [release.CONFIG, release.README])
+def test_files_of_something_else_stay(restorer, tmp_path, name):
+  (tmp_path / name).write_text('mine')
+  with pytest.raises(LoadError, match=f'{name} is there, and of no release'):
+    restorer.save_pretrained(tmp_path)
+  assert [path.read_text() for path in tmp_path.iterdir()] == ['mine']
 
 
 def test_a_file_is_no_name_of_the_hub(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 from PIL import Image
@@ -136,12 +137,37 @@ def test_published_averages_are_the_papers():
     assert np.mean(values) == pytest.approx(printed[name], abs=0.013), name
 
 
-@pytest.mark.parametrize('spoil', ['missing', 'broken'])
+def test_runs_are_told_apart(run, tmp_path):
+  paths = [tmp_path / parent / 'net' for parent in 'ab']
+  for path in paths:
+    shutil.copytree(run, path)
+  values = json.loads((paths[1] / 'report.json').read_text())
+  values['task'] = 'denoising'
+  (paths[1] / 'report.json').write_text(json.dumps(values))
+  names = [*map(str, paths), str(paths[0])]
+  assert report.main(['--out', str(tmp_path), '--runs', *names]) == 0
+  table = cells_of((tmp_path / 'table_1.md').read_text())
+  assert 'net (denoising)' in table
+  assert f'{tmp_path}/a/net' in table
+  assert 'net' not in table
+
+
+@pytest.mark.parametrize('content', ['{', '[]', '{"psnr": 1}'])
+def test_what_is_no_comparison_is_refused(run, tmp_path, capsys, content):
+  (tmp_path / 'x.json').write_text(content)
+  flags = ['--runs', str(run), '--out', str(tmp_path / 'out')]
+  assert report.main([*flags, '--comparison', str(tmp_path / 'x.json')]) == 2
+  assert 'x.json' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('spoil', ['missing', 'broken', 'other'])
 def test_unreadable_runs_end_with_status_2(run, tmp_path, capsys, spoil):
   bad = tmp_path / 'bad'
   bad.mkdir()
   if spoil == 'broken':
     (bad / 'report.json').write_text('{')
+  if spoil == 'other':
+    (bad / 'report.json').write_text('{"psnr": 30.0}')
   status = report.main(['--runs', str(run), str(bad), '--out', str(tmp_path)])
   assert status == 2
   assert str(bad / 'report.json') in capsys.readouterr().err

@@ -286,6 +286,12 @@ def test_search_tries_each_scheme_once_and_keeps_the_best(tmp_path):
   again = small_search(tmp_path, **settings)
   assert again.genotype == found.genotype
   assert [t['psnr'] for t in again.trials] == [t['psnr'] for t in found.trials]
+  # No trial is lost by a line that is damaged before it.
+  text = '{}\n' + lines[1] + '\n'
+  (tmp_path / 'trials.jsonl').write_text(text)
+  with pytest.raises(config_lib.SettingError, match='trials.jsonl, line 1,'):
+    small_search(tmp_path, **settings)
+  assert (tmp_path / 'trials.jsonl').read_text() == text
 
 
 PLAIN = ('conv_3x3', 'conv_5x5')  # None is free, and they compile soon.

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from pynas_jax.data import pipeline
 from pynas_jax.data import sources
 
 CHECKED = 'data_check.json'  # In a workdir: what was found to be good.
+DRAWN = 'drawn'  # In it, beside the splits: which image is in which.
 
 
 def check_data(
@@ -58,13 +60,25 @@ def check_data(
     for split in sources.search_splits(data) if searches else ('train',):
       source = sources.make_training_source(data, split, seed=config.seed)
       pipeline.check_crop(config, source, data.crop)
-    for name in ('search', 'train'):
-      loss = config[name].loss
+    # Refining a search compares the loss on validation crops.
+    for group, name in itertools.product(
+      ('search', 'train'), ('crop', 'eval_crop')
+    ):
+      loss = config[group].loss
       config_lib.require(
-        'ssim' not in loss or data.crop >= metrics.WINDOW, 'data.crop',
-        data.crop, f'{metrics.WINDOW} or more, the window of {name}.loss '
+        'ssim' not in loss or data[name] >= metrics.WINDOW, f'data.{name}',
+        data[name], f'{metrics.WINDOW} or more, the window of {group}.loss '
         f'{loss!r}',
       )  # fmt: skip
+  if 'validation' in found:
+    least = min(data.crop, data.eval_crop)
+    small = sources.smaller_than(found['validation'], least)
+    if small:
+      raise config_lib.SettingError(
+        f'data.eval_crop is {data.eval_crop}, but {len(small)} images for '
+        f'validation are smaller than {least}x{least} pixels, such as '
+        f'{small[0]}. Lower data.eval_crop, or remove them.'
+      )
   if 'test' in found:
     border = data.scale if config.task == 'super_resolution' else 0
     _check_window(found['test'], border)
@@ -73,11 +87,7 @@ def check_data(
 def _check_window(source: sources.Source, border: int) -> None:
   """Raises SettingError if test images are smaller than the window of SSIM."""
   least = metrics.WINDOW + 2 * border  # The border is not scored.
-  small = [
-    f'{name} ({height}x{width})'
-    for name, (height, width) in zip(source.names, source.sizes, strict=True)
-    if min(height, width) < least
-  ]
+  small = sources.smaller_than(source, least)
   if small:
     raise config_lib.SettingError(
       f'{len(small)} images for testing are smaller than what SSIM needs, '
@@ -94,6 +104,8 @@ def _check_folder(
   root = Path(data.root).expanduser()
   pairs, faults = sources.list_pairs(data)
   owners = sources.split_of(pairs, data, seed=seed)
+  names = sorted(zip((pair.name for pair in pairs), owners, strict=True))
+  drawn = hashlib.sha256(json.dumps(names).encode()).hexdigest()
   read = [i for i, split in enumerate(owners) if split in splits]
   pairs, owners = [pairs[i] for i in read], [owners[i] for i in read]
   digest = hashlib.sha256(json.dumps(owners).encode())
@@ -105,6 +117,12 @@ def _check_folder(
     # Damaged, it is made again.
     with contextlib.suppress(ValueError, TypeError):
       good = dict(json.loads(memory.read_text()))
+  if good.setdefault(DRAWN, drawn) != drawn:
+    raise config_lib.SettingError(
+      f'data.root is {data.root!r}, whose images are not those that the run in '
+      f'{workdir} began with: other ones would be held out. Use another '
+      'workdir, or put back what was there.'
+    )
   key, value = '+'.join(splits), digest.hexdigest()
   if not faults and good.get(key) == value:
     return

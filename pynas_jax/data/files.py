@@ -184,8 +184,7 @@ def find_pairs(root: Path, *, subset: str = '') -> tuple[list[Pair], list[str]]:
     The pairs, in order of their paths; and a line for each file that has no
     partner, or more than one.
   """
-  tops = [(root / name, SPLITS[name]) for name in SPLITS]
-  tops = [(top, split) for top, split in tops if top.is_dir()] or [(root, '')]
+  tops = _tops(root)
   pairs, faults = [], []
   for top, split in tops:
     for parent in _folders(top):
@@ -201,6 +200,23 @@ def find_pairs(root: Path, *, subset: str = '') -> tuple[list[Pair], list[str]]:
       name = path.relative_to(root).as_posix()
       pairs.append(Pair(name, split, '', None, (path,)))
   return pairs, faults
+
+
+def _tops(root: Path) -> list[tuple[Path, str]]:
+  """Returns the folders to look in, and the splits of what is there."""
+  tops = [(root / name, split) for name, split in SPLITS.items()]
+  return [(top, split) for top, split in tops if top.is_dir()] or [(root, '')]
+
+
+def is_looked_in(root: Path, folder: Path) -> bool:
+  """Returns whether images in a folder are found by `find_pairs`.
+
+  Args:
+    root: Of the data.
+    folder: Perhaps somewhere in it.
+  """
+  folder = folder.resolve()
+  return any(folder.is_relative_to(top.resolve()) for top, _ in _tops(root))
 
 
 def match(

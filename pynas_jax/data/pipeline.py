@@ -182,18 +182,16 @@ def check_crop(
     SettingError: Names those that are.
   """
   margin = _margin(source, degrade.make_recipe(config.data, config.task))
-  small = [
-    f'{name} ({height}x{width})'
-    for name, (height, width) in zip(source.names, source.sizes, strict=True)
-    if min(height, width) < crop + margin
-  ]
+  small = sources.smaller_than(source, crop + margin)
   if small:
     listed = ', '.join(small[:MAX_LISTED])
     more = len(small) - MAX_LISTED
     raise config_lib.SettingError(
       f'data.crop is {crop}'
-      + (f', and {margin} more for the blur,' if margin else ',')
+      + (f', and {margin} more to be degraded,' if margin else ',')
       + f' but {len(small)} images are smaller: {listed}'
       + (f' and {more} more' if more > 0 else '')
-      + '. Lower data.crop or remove them.'
+      + '. Lower data.crop'
+      + (' or data.kernel_size' if margin and config.task == 'deblur' else '')
+      + ', or remove them.'
     )

@@ -328,6 +328,15 @@ class Degraded:
     }
 
 
+def smaller_than(source: Source, side: int) -> list[str]:
+  """Returns names and sizes of images of which a side is below, in pixels."""
+  return [
+    f'{name} ({height}x{width})'
+    for name, (height, width) in zip(source.names, source.sizes, strict=True)
+    if min(height, width) < side
+  ]
+
+
 @dataclasses.dataclass(frozen=True)
 class PairFiles:
   """Image files in a folder, decoded when asked for."""

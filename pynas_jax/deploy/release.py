@@ -36,6 +36,7 @@ README = 'README.md'
 SAMPLES = ('before.png', 'after.png')
 MODELS = Path(__file__).resolve().parents[1] / 'models'
 LIBRARIES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain')
+_SCORES = ('psnr', 'ssim')
 _TIMING = {'device', 'backend', 'dtype', 'height', 'width', 'p50', 'p95'}
 MAX_CONFIG_BYTES = genotype_lib.MAX_JSON_BYTES
 HEADER_BYTES = 512  # Of a tensor's entry in the file's header, at most.
@@ -55,7 +56,7 @@ class Card:
   """What people want to know of a network.
 
   Attributes:
-    task: What it does.
+    task: What it does, such as `config.describe_task`.
     data: What it was trained and scored on.
     metrics: Name -> score.
     timings: Of `deploy.benchmark.time_restorer`.
@@ -64,13 +65,29 @@ class Card:
     versions: Library -> version that made it.
   """
 
-  task: str = 'deblurring'
+  task: str = 'image restoration'
   data: str = ''
   metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
   timings: tuple[Mapping[str, Any], ...] = ()
   limits: str = ''
   license: str = 'apache-2.0'
   versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+def card_of(report: Mapping[str, Any]) -> Card:
+  """Returns the card of a network that was scored.
+
+  Args:
+    report: The `report.json` of its run.
+  """
+  timing = report.get('latency_720p_ms')
+  return Card(
+    task=report.get('task', Card.task),
+    data=f'Trained and scored on {report.get("dataset")}.',
+    metrics={k: v for k, v in report.items() if k.startswith(_SCORES)},
+    timings=(timing,) if timing else (),
+    versions=report.get('versions', {}),
+  )
 
 
 def versions() -> dict[str, str]:
@@ -308,8 +325,17 @@ def write(
 
   Returns:
     The folder.
+
+  Raises:
+    LoadError: If the folder has files of these names that are no release.
   """
   directory = Path(directory)
+  for name in (CONFIG, README):
+    if (directory / name).exists() and not (directory / TENSORS).exists():
+      raise LoadError(
+        f'{directory / name} is there, and of no release; write to a new '
+        'folder.'
+      )
   directory.mkdir(parents=True, exist_ok=True)
   card = card or Card()
   card = dataclasses.replace(card, versions=card.versions or versions())
@@ -335,19 +361,28 @@ def _table(header: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
   return '\n'.join(f'| {" | ".join(map(str, line))} |' for line in lines)
 
 
+def _slug(text: str) -> str:
+  """Returns a text as a tag of the hub.
+
+  >>> _slug('super-resolution x2')
+  'super-resolution-x2'
+  """
+  return re.sub(r'[^a-z0-9]+', '-', text.lower()).strip('-')
+
+
 def _readme(genotype: Genotype, card: Card, directory: Path) -> str:
   """Returns the model card, with the header that the hub reads."""
   params, macs = space_of(genotype).count(genotype, height=720, width=1280)
   parts = [
     f'---\nlicense: {card.license}\nlibrary_name: pynas-jax\n'
     'pipeline_tag: image-to-image\ntags:\n- image-restoration\n'
-    f'- {card.task}\n---',
+    f'- {_slug(card.task)}\n---',
     f'# {directory.resolve().name}: {card.task}',
     f'A network of the `{genotype.space}` space, {params:,} parameters, '
     f'{macs / 1e9:.2f} GMAC for a 720p frame.',
     '```python\nfrom pynas_jax.deploy.restorer import Restorer\n\n'
     f"restorer = Restorer.from_pretrained('{directory.name}')\n"
-    'sharp = restorer(blurry)  # [H, W, 3], uint8 or float in [0, 1].\n```',
+    'restored = restorer(image)  # [H, W, 3], uint8 or float in [0, 1].\n```',
   ]
   if all((directory / name).exists() for name in SAMPLES):
     parts.append(

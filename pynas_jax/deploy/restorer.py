@@ -37,6 +37,7 @@ from pynas_jax.spaces import space_of
 
 CHECKPOINTS = 'checkpoints'
 GENOTYPE = 'genotype.json'
+REPORT = 'report.json'  # Of what a run scored.
 MAX_BYTES = 512 << 20  # That the programs of a Restorer may keep.
 PROGRAM_BYTES = 16 << 20  # Of a program, without feature maps.
 OFTEN = 8  # Images of a size share programs, before it has its own.
@@ -297,10 +298,12 @@ def load(path: str | Path, **options: Any) -> Restorer:
     restorer.card = card
     return restorer
   if dmphn.is_published(path):
-    return Restorer(*dmphn.load(path), **options)
+    restorer = Restorer(*dmphn.load(path), **options)
+    restorer.card = Card(task='deblurring')
+    return restorer
   from pynas_jax.checkpoint import Checkpoints
 
-  step = None
+  step, workdir = None, path
   if (path / CHECKPOINTS).is_dir():
     path = path / CHECKPOINTS
   elif path.name.isdigit():
@@ -312,13 +315,34 @@ def load(path: str | Path, **options: Any) -> Restorer:
         f'{path} holds no finished checkpoint; expected a workdir of training, '
         'or one of its checkpoints.'
       )
-    genotype = genotype_lib.from_dict(checkpoints.meta(step)['genotype'])
+    meta = checkpoints.meta(step)
+    if 'genotype' not in meta:
+      raise LoadError(
+        f'{path} holds the supernet of a search, not a network; expected the '
+        'workdir of the run.'
+      )
+    genotype = genotype_lib.from_dict(meta['genotype'])
     network = space_of(genotype).network(genotype)
     abstract = jax.eval_shape(
       lambda: base.init_params(jax.random.key(0), network)
     )
     arrays, _ = checkpoints.restore(step, {'params': abstract})
-  return Restorer(genotype, arrays['params'], **options)
+  restorer = Restorer(genotype, arrays['params'], **options)
+  report = read_report(workdir, genotype)
+  if report:
+    restorer.card = release.card_of(report)
+  elif 'task' in meta:
+    restorer.card = Card(task=meta['task'])
+  return restorer
+
+
+def read_report(workdir: Path, genotype: Genotype) -> dict[str, Any]:
+  """Returns what a run reports of a network; {} if nothing."""
+  try:
+    report = json.loads((workdir / REPORT).read_text())
+    return report if report['genotype'] == genotype.to_dict() else {}
+  except (OSError, ValueError, TypeError, KeyError):
+    return {}  # There is none, or none that is whole.
 
 
 def read_genotype(path: str | Path) -> Genotype:

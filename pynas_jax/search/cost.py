@@ -113,7 +113,7 @@ def make_cost_term(
   return add if s.cost_form == 'add' else mul
 
 
-def _count(
+def count(
   genotype: Genotype, config: ml_collections.ConfigDict
 ) -> dict[str, float]:
   """Returns `params` and `gmacs` of a network on one frame."""
@@ -133,7 +133,7 @@ def measure(
   """
   size = {'height': config.benchmark.height, 'width': config.benchmark.width}
   latency_ms = latency.measure_network_ms(genotype, **size)
-  return {**_count(genotype, config), 'latency_ms': round(latency_ms, 3)}
+  return {**count(genotype, config), 'latency_ms': round(latency_ms, 3)}
 
 
 def broken_limits(
@@ -160,7 +160,26 @@ def counted_beyond(
   genotype: Genotype, config: ml_collections.ConfigDict
 ) -> list[str]:
   """Returns a text for each limit that a network breaks, but for its time."""
-  return broken_limits(_count(genotype, config), config.search)
+  return broken_limits(count(genotype, config), config.search)
+
+
+def skeleton(
+  scheme: tuple[int, ...], config: ml_collections.ConfigDict
+) -> Genotype | None:
+  """Returns the network of a scheme without cells; None if the space has none.
+
+  Args:
+    scheme: Patches per scale, finest first.
+    config: Settings.
+  """
+  space = make_space(config)
+  if not hasattr(space, 'filled'):
+    return None
+  draft = space.draft(scheme)
+  for stage in space.stages(draft):
+    alphas = space.init_alphas(jax.random.key(0), draft, stage)
+    draft = space.derive(draft, stage, alphas)
+  return space.filled(space.genotype(draft), 'zero')
 
 
 def broken_by_all(
@@ -172,12 +191,7 @@ def broken_by_all(
     scheme: Patches per scale, finest first.
     config: Settings; latency is not looked at, as it must be measured.
   """
-  s, space = config.search, make_space(config)
-  if not (s.max_params or s.max_gmacs) or not hasattr(space, 'filled'):
+  if not (config.search.max_params or config.search.max_gmacs):
     return []
-  draft = space.draft(scheme)
-  for stage in space.stages(draft):
-    alphas = space.init_alphas(jax.random.key(0), draft, stage)
-    draft = space.derive(draft, stage, alphas)
-  skeleton = space.filled(space.genotype(draft), 'zero')
-  return counted_beyond(skeleton, config)
+  smallest = skeleton(scheme, config)
+  return counted_beyond(smallest, config) if smallest else []

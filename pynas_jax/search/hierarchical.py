@@ -21,6 +21,7 @@ import ml_collections
 from pynas_jax import config as config_lib
 from pynas_jax import genotype as genotype_lib
 from pynas_jax import train as train_lib
+from pynas_jax.checkpoint import Checkpoints
 from pynas_jax.genotype import Genotype
 from pynas_jax.logbook import Logbook
 from pynas_jax.logbook import say
@@ -32,6 +33,7 @@ from pynas_jax.search import schemes
 from pynas_jax.spaces import make_space
 
 TRIALS = 'trials.jsonl'
+SCORE = 'score'  # Folder of a trial's brief training.
 # What may befall one architecture and not the next: a loss that is not a
 # number, or memory that does not suffice.
 FAILURES = (train_lib.TrainingError, jax.errors.JaxRuntimeError, MemoryError)
@@ -77,19 +79,9 @@ def search_scheme(
     The architecture as `genotype`, its `psnr`, a record for each of the
     `stages`, and what it costs, as `cost.measure`.
   """
-  space = make_space(config)
-  draft, params, records = space.draft(scheme), {}, []
-  key = jax.random.key(config.seed)
-  for i, stage in enumerate(space.stages(draft)):
-    draft, params, record = bilevel.search_stage(
-      space, draft, stage, config, key=jax.random.fold_in(key, i),
-      params=params, workdir=workdir, logbook=logbook, name=f'{name}/{stage}',
-    )  # fmt: skip
-    records.append(record)
-  genotype = space.genotype(draft)
-  # It begins as the training to come will: weights of a supernet favour schemes
-  # of many stages, whose supernets were trained the longest.
-  params = params if config.train.inherit else None
+  genotype, params, records = search_stages(
+    scheme, config, workdir=workdir, logbook=logbook, name=name
+  )
   result = score(
     genotype, config, workdir=workdir, logbook=logbook, name=name,
     params=params,
@@ -102,6 +94,42 @@ def search_scheme(
   }
 
 
+def search_stages(
+  scheme: tuple[int, ...],
+  config: ml_collections.ConfigDict,
+  *,
+  workdir: Path,
+  logbook: Logbook,
+  name: str,
+) -> tuple[Genotype, Any, list[dict[str, Any]]]:
+  """Searches the stages of a scheme; those that were, only read checkpoints.
+
+  Args:
+    scheme: Patches per scale, finest first.
+    config: Settings.
+    workdir: Takes the checkpoints of all stages, in a folder of this name.
+    logbook: Takes losses and scores.
+    name: Of this trial, such as 'search/trial0'.
+
+  Returns:
+    The architecture; the weights that its training begins with, None for
+    random ones; and a record for each stage.
+  """
+  space = make_space(config)
+  draft, params, records = space.draft(scheme), {}, []
+  key = jax.random.key(config.seed)
+  for i, stage in enumerate(space.stages(draft)):
+    draft, params, record = bilevel.search_stage(
+      space, draft, stage, config, key=jax.random.fold_in(key, i),
+      params=params, workdir=workdir, logbook=logbook, name=f'{name}/{stage}',
+    )  # fmt: skip
+    records.append(record)
+  # It begins as the training to come will: weights of a supernet favour schemes
+  # of many stages, whose supernets were trained the longest.
+  params = params if config.train.inherit else None
+  return space.genotype(draft), params, records
+
+
 def score(
   genotype: Genotype,
   config: ml_collections.ConfigDict,
@@ -112,7 +140,7 @@ def score(
   params: Any = None,
 ) -> train_lib.TrainResult:
   """Trains a network briefly; one that was, only reads its checkpoint."""
-  name = f'{name}/score'
+  name = f'{name}/{SCORE}'
   return train_lib.train(
     genotype, config, directory=workdir / name, logbook=logbook, stage=name,
     params=params, num_steps=config.search.score_steps,
@@ -140,14 +168,25 @@ def score_neighbour(
 
 
 def read_trials(path: Path) -> list[dict[str, Any]]:
-  """Returns the trials finished so far; a torn last line is not one."""
+  """Returns the trials finished so far; a torn last line is not one.
+
+  Raises:
+    SettingError: Names another line that is none.
+  """
   trials = []
   lines = path.read_text().splitlines() if path.exists() else []
-  for line in lines:
+  for number, line in enumerate(lines, 1):
     try:
-      trials.append(json.loads(line))
-    except json.JSONDecodeError:
-      break
+      trial = json.loads(line)
+      schemes.Proposal.from_dict(trial)
+    except (ValueError, TypeError, KeyError):
+      if number == len(lines):
+        break
+      raise config_lib.SettingError(
+        f'{path}, line {number}, is not the record of a trial; mend it, or use '
+        'another workdir.'
+      ) from None
+    trials.append(trial)
   return trials
 
 
@@ -198,6 +237,31 @@ def within_limits(
       'Raise the limits, or add smaller search.base_widths or search.schemes.'
     )
   return allowed
+
+
+def check_latency(
+  proposals: Sequence[schemes.Proposal], config: ml_collections.ConfigDict
+) -> None:
+  """Checks that some network may keep the limit of time, before a search.
+
+  Raises:
+    SettingError: If the one with the fewest multiply-adds is too slow, even
+      without cells.
+  """
+  limit = config.search.max_latency_ms
+  if not limit:
+    return
+  networks = [cost.skeleton(p.scheme, p.apply(config)) for p in proposals]
+  if None in networks:
+    return  # The space has no network without cells.
+  costs = cost.measure(
+    min(networks, key=lambda g: cost.count(g, config)['gmacs']), config
+  )
+  config_lib.require(
+    costs['latency_ms'] <= limit, 'search.max_latency_ms', limit,
+    f'more than the {costs["latency_ms"]:.3g} ms that the smallest network '
+    'takes without cells, at benchmark.height and width',
+  )  # fmt: skip
 
 
 def next_proposal(
@@ -300,10 +364,17 @@ def search(
 
   best = choose(trials, s)
   genotype = genotype_lib.from_dict(best['genotype'])
-  result = score(
-    genotype, config, workdir=workdir, logbook=logbook,
-    name=f'search/trial{best["trial"]}',
-  )  # fmt: skip
+  name, params = f'search/trial{best["trial"]}', None
+  run = {'workdir': workdir, 'logbook': logbook, 'name': name}
+  with Checkpoints(workdir / name / SCORE) as checkpoints:
+    is_whole = checkpoints.latest() == s.score_steps
+  if config.train.inherit and not is_whole:
+    # What it is to be trained again from. No trial is local then.
+    proposal = schemes.Proposal.from_dict(best)
+    _, params, _ = search_stages(
+      proposal.scheme, proposal.apply(config), **run
+    )
+  result = score(genotype, config, params=params, **run)
   seconds = sum(trial['seconds'] for trial in trials)
   return SearchResult(genotype, result.params, best['psnr'], trials, seconds)
 
