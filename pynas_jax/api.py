@@ -58,6 +58,11 @@ from pynas_jax.spaces import space_of
 __all__ = ['derive', 'derive_and_train', 'load', 'search', 'train']
 
 STRIPS = 'strips'
+# How many trials there are and which of them wins, but not what they find.
+_MORE_TRIALS = {
+  'search.num_trials', 'search.max_hours', 'search.objective',
+  'search.psnr_slack',
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,6 +134,9 @@ def _is_free(name: str, workdir: Path, mode: str) -> bool:
   if name in ('benchmark.height', 'benchmark.width'):
     # The costs of candidates are those of one frame.
     return not (workdir / hierarchical.TRIALS).exists()
+  if name in _MORE_TRIALS:
+    is_trained = (workdir / restorer_lib.CHECKPOINTS).exists()
+    return mode == 'search' and not is_trained
   if name == 'genotype':
     return mode == 'evaluate'
   # The number of threads that load images changes none of them.

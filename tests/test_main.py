@@ -369,6 +369,13 @@ def test_the_card_of_a_run_has_its_task_and_scores(rerun, tmp_path):
     api.open_workdir(release, config)
 
 
+def test_a_trained_network_keeps_its_search(rerun):
+  config, workdir = rerun
+  config.mode, config.search.num_trials = 'search', 2
+  with pytest.raises(config_lib.SettingError, match='num_trials was 1, is 2'):
+    api.search(config, workdir=workdir)
+
+
 def test_a_release_does_not_take_the_settings_of_a_run(rerun):
   config, workdir = rerun
   with pytest.raises(restorer.LoadError, match='config.json is there'):
@@ -422,6 +429,23 @@ def test_settings_that_a_task_has_no_use_for(mode, settings, words, tmp_path):
   with pytest.raises(config_lib.SettingError, match=words):
     main.TASKS[mode](config, tmp_path / 'run')
   assert not (tmp_path / 'run').exists()
+
+
+def test_a_search_goes_on_with_more_trials(tmp_path):
+  config = config_lib.shrink(config_lib.base())
+  config.mode, config.search.schemes = 'search', ('1', '1-2')
+  config.search.num_steps = config.search.score_steps = 3
+  first = api.search(config, workdir=tmp_path)
+  config.search.num_trials, config.search.objective = 2, 'fastest'
+  config.search.psnr_slack = 100.0
+  both = api.search(config, workdir=tmp_path)
+  assert both.trials[0] == first.trials[0]
+  assert {trial['scheme'] for trial in both.trials} == {'1', '1-2'}
+  fastest = min(both.trials, key=lambda trial: trial['latency_ms'])
+  assert both.genotype.to_dict() == fastest['genotype']
+  config.search.max_params = 10**6
+  with pytest.raises(config_lib.SettingError, match='max_params was 0'):
+    api.search(config, workdir=tmp_path)
 
 
 def make_photos(root, num_photos=12):
