@@ -39,7 +39,9 @@ def assert_same_function(f, g, *args):
 
 
 @pytest.mark.parametrize('features', [2, 4])  # Fewer than come in, and more.
-@pytest.mark.parametrize(('size', 'dilation'), [(1, 1), (3, 1), (5, 1), (3, 2)])
+@pytest.mark.parametrize(
+  ('size', 'dilation'), [(1, 1), (3, 1), (5, 1), (3, 2), (5, 2), (3, 3)]
+)
 def test_conv2d_is_the_native_convolution(size, dilation, features):
   x, kernel = normal(0, 2, 9, 7, 3), normal(1, size, size, 3, features)
   assert_same_function(

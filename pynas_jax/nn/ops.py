@@ -61,7 +61,8 @@ def conv2d(
     x: [B, H, W, C].
     kernel: [k, k, C, D], of the same dtype.
     dilation: Distance between kernel taps, in pixels.
-    pad: Pixels on each side; None keeps the size, for odd k.
+    pad: Pixels on each side, for a dilation of 1; None keeps the size, for odd
+      k.
 
   Returns:
     [B, H, W, D], or what the padding makes of H and W.
@@ -102,13 +103,18 @@ def _conv2d_backward(dilation, pad, saved, grad):
     kernel_grad = lax.dot_general(x, grad, ((pixels, pixels), ((), ())))
     return x_grad, kernel_grad[None, None]
 
+  if dilation > 1:  # A plain convolution of each phase of the pixels.
+    x, grad = _phases(x, dilation), _phases(grad, dilation)
+    pad, other_pad = pad // dilation, other_pad // dilation
+
   # dW[i, j] = sum over images and pixels of x shifted by the tap, times grad:
   # a convolution whose batch is C and whose kernel is the gradient. The
-  # explicit transposes are what XLA:CPU's fast path asks for.
+  # explicit transposes are what XLA:CPU's fast path asks for; without phases,
+  # it would have strides, and no backend has a fast path for that.
   def correlate(images, kernels, pad):
     return lax.conv_general_dilated(
-      images.transpose(3, 1, 2, 0), kernels.transpose(1, 2, 0, 3),
-      (dilation, dilation), [(pad, pad)] * 2, dimension_numbers=_DIMENSIONS,
+      images.transpose(3, 1, 2, 0), kernels.transpose(1, 2, 0, 3), (1, 1),
+      [(pad, pad)] * 2, dimension_numbers=_DIMENSIONS,
     )  # fmt: skip
 
   # Or the other way round: x slides over the gradient. It is fast where the
@@ -120,6 +126,23 @@ def _conv2d_backward(dilation, pad, saved, grad):
 
 
 _conv2d.defvjp(_conv2d_forward, _conv2d_backward)
+
+
+def _phases(x: jax.Array, step: int) -> jax.Array:
+  """Returns every step-th pixel, by row and column, as images of their own.
+
+  Args:
+    x: [B, H, W, C].
+    step: Pixels, s.
+
+  Returns:
+    [s * s * B, H / s, W / s, C]; sides that are no multiples have zeros beside.
+  """
+  b, h, w, c = x.shape
+  x = jnp.pad(x, ((0, 0), (0, -h % step), (0, -w % step), (0, 0)))
+  h, w = x.shape[1] // step, x.shape[2] // step
+  x = x.reshape(b, h, step, w, step, c).transpose(2, 4, 0, 1, 3, 5)
+  return x.reshape(step * step * b, h, w, c)
 
 
 def transposed_conv2d(x: jax.Array, kernel: jax.Array) -> jax.Array:
