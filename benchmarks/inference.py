@@ -91,16 +91,6 @@ def peak_gmacs(dtype: str, *, threads: int, size: int = 2048) -> float:
   return size**3 / measure.median_ms({'': product}, runs=5)[''] / 1e6
 
 
-def psnr_db(a: np.ndarray, b: np.ndarray) -> float:
-  """Returns the PSNR of images in [0, 1], at most 150.
-
-  >>> psnr_db(np.zeros(4), np.full(4, 0.1))
-  20.0
-  """
-  error = float(np.square(np.float64(a) - b).mean())
-  return round(-10 * np.log10(max(error, 1e-15)), 2)
-
-
 def why_not(runtime: str, error: Exception) -> str:
   """Returns what stands in the place of a time."""
   library = runtime.partition('.')[0]
@@ -132,7 +122,7 @@ def measure_network(
     try:
       restored = make(photo)(photo)
       exact = restored if exact is None else exact
-      psnrs[runtime, dtype] = psnr_db(restored, exact)
+      psnrs[runtime, dtype] = measure.psnr_db(restored, exact)
       restores[runtime, dtype] = make(frame)
       restores[runtime, dtype](frame)
     except Exception as error:  # A runtime that fails is a row that says so.

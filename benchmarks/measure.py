@@ -22,12 +22,16 @@ import tempfile
 import time
 from typing import Any
 
+import numpy as np
 from rich import console
 from rich import table
 
 MIB = 2**20
+# JAX's names of what lets a GPU use TF32 for float32; None is its default.
+_TF32 = (None, 'default', 'high', 'tensorfloat32', 'bfloat16')
 _LIBRARIES = (
-  'jax', 'jaxlib', 'flax', 'optax', 'torch', 'onnxruntime', 'openvino',
+  'jax', 'jaxlib', 'jax-cuda13-plugin', 'jax-cuda12-plugin', 'flax', 'optax',
+  'torch', 'onnxruntime', 'openvino',
 )  # fmt: skip
 
 
@@ -61,6 +65,16 @@ def median_ms(
   return {name: statistics.median(values) for name, values in times.items()}
 
 
+def psnr_db(a: np.ndarray, b: np.ndarray) -> float:
+  """Returns the PSNR of images in [0, 1], at most 150.
+
+  >>> psnr_db(np.zeros(4), np.full(4, 0.1))
+  20.0
+  """
+  error = float(np.square(np.float64(a) - b).mean())
+  return round(-10 * np.log10(max(error, 1e-15)), 2)
+
+
 def _status_mib(name: str) -> float:
   lines = Path('/proc/self/status').read_text().splitlines()
   line = next(line for line in lines if line.startswith(f'{name}:'))
@@ -76,7 +90,8 @@ def peak_mib(function: Callable[[], Any]) -> dict[str, float]:
   """
   gc.collect()
   ctypes.CDLL(None).malloc_trim(0)  # Else the peak hides in what was freed.
-  Path('/proc/self/clear_refs').write_text('5')  # Forgets the peak so far.
+  with contextlib.suppress(OSError):  # Not every kernel has it.
+    Path('/proc/self/clear_refs').write_text('5')  # Forgets the peak so far.
   before = _status_mib('VmRSS')
   function()
   peak = _status_mib('VmHWM')
@@ -99,7 +114,20 @@ def torch_device() -> str:
     return 'cpu'
   import torch
 
-  return 'cuda' if torch.cuda.is_available() else 'cpu'
+  if not torch.cuda.is_available():
+    return 'cpu'
+  # As XLA: convolutions by the fastest algorithm, in the same arithmetic.
+  torch.backends.cudnn.benchmark = True
+  set_tf32(jax.config.jax_default_matmul_precision in _TF32)
+  return 'cuda'
+
+
+def set_tf32(allowed: bool) -> None:
+  """Sets whether PyTorch may use TF32 for float32, on a GPU."""
+  import torch
+
+  for flags in (torch.backends.cuda.matmul, torch.backends.cudnn):
+    flags.allow_tf32 = allowed
 
 
 def in_process(
@@ -170,16 +198,19 @@ def make_networks_parser(description: str) -> argparse.ArgumentParser:
 
 
 def environment() -> dict[str, Any]:
-  """Returns what figures depend on: device, processors, versions, commit."""
+  """Returns what figures depend on: device, settings, versions, commit."""
   import jax  # Only here: a benchmark may set JAX up before.
 
-  from pynas_jax import api
+  from pynas_jax.deploy import release
 
   device = jax.devices()[0]
   return {
     'device': f'{device.platform}: {device.device_kind}',
     'cpus': len(os.sched_getaffinity(0)),
-    'commit': api.commit(),
+    # By name, where the tree was copied without its history.
+    'commit': os.environ.get('COMMIT') or release.commit(),
+    'matmul_precision': jax.config.jax_default_matmul_precision,
+    'xla_flags': os.environ.get('XLA_FLAGS', ''),
     'versions': {
       name: importlib.metadata.version(name)
       for name in _LIBRARIES

@@ -62,6 +62,8 @@ SIZES = {
   'demo': Size((16, 32, 64), 2, 64, 8),
   # The widths and crops of the paper; as many of them as two cores digest.
   'paper': Size((32, 64, 128), 1, 256, 2),
+  # As many as a GPU has work with.
+  'gpu': Size((32, 64, 128), 1, 256, 16),
 }
 
 
@@ -289,8 +291,8 @@ def ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
   of = {(r['size'], r['step'], r['variant']): r for r in rows}
   for (size, step, variant), row in of.items():
     sampled = of[size, step, 'sampled']
-    for key in ('ms', 'temp_mib', 'step_mib'):
-      if variant != 'sampled' and row[key]:
+    for key in ('ms', 'temp_mib', 'step_mib', 'device_mib'):
+      if variant != 'sampled' and row.get(key):
         name = f'{size}_{step}_sampled_to_{variant}_{key}'
         found[name] = sampled[key] / row[key]
   return found

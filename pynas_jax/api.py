@@ -42,6 +42,7 @@ from pynas_jax.deploy import benchmark as benchmark_lib
 from pynas_jax.deploy import release
 from pynas_jax.deploy import restorer as restorer_lib
 from pynas_jax.deploy.backends import Network
+from pynas_jax.deploy.release import commit
 from pynas_jax.deploy.release import versions
 from pynas_jax.deploy.restorer import Restorer
 from pynas_jax.deploy.restorer import load
@@ -234,22 +235,6 @@ def _check_checkpoints(genotype: Genotype, workdir: Path) -> None:
       f'{workdir} holds the training of another architecture. Use another '
       'workdir, or delete this one to start anew.'
     )
-
-
-def commit() -> str | None:
-  """Returns the commit of the source tree, or None for an installed wheel."""
-  git = Path(__file__).parents[1] / '.git'
-  try:
-    head = (git / 'HEAD').read_text().strip()
-    if not head.startswith('ref: '):
-      return head
-    ref = head.removeprefix('ref: ')
-    if (git / ref).exists():
-      return (git / ref).read_text().strip()
-    packed = (git / 'packed-refs').read_text().splitlines()
-    return next(line.split()[0] for line in packed if line.endswith(' ' + ref))
-  except (OSError, StopIteration):
-    return None
 
 
 def search(

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from benchmarks import inference
+from benchmarks import measure
 from benchmarks import supernet_step
 from experiments.gpu import frames
 from pynas_jax.nn.layers import Layer
@@ -89,7 +90,7 @@ def test_missing_runtimes_are_rows_that_say_so(monkeypatch, capsys):
 
 
 def test_psnr_of_rounding():
-  assert inference.psnr_db(np.zeros(4), np.ones(4)) == 0
+  assert measure.psnr_db(np.zeros(4), np.ones(4)) == 0
 
 
 def test_ratios_are_to_pytorch_and_the_peak_is_of_bfloat16():
@@ -104,6 +105,24 @@ def test_ratios_are_to_pytorch_and_the_peak_is_of_bfloat16():
     'a_xla_to_torch': 0.5, 'a_best_exported_to_torch': 0.3,
     'a_floor_to_torch': 0.25,
   }  # fmt: skip
+
+
+def test_bytes_between_convolutions_count():
+  of = {name: frames.count_bytes(Layer('cell', name, 1, 4, 4, 8, 8), 2)
+        for name in ('conv_3x3', 'conv_3x3_x2', 'zero')}  # fmt: skip
+  params = 9 * 8 * 8 + 8
+  assert of == {
+    'conv_3x3': 2 * (16 * 16 + params),
+    'conv_3x3_x2': 2 * (16 * 32 + 2 * params),
+    'zero': 0,
+  }
+
+
+def test_pictures_of_all_runtimes_are_alike(monkeypatch, capsys):
+  flags = COMMANDS['experiments.gpu.frames']
+  rows = run('experiments.gpu.frames', flags, monkeypatch, capsys)['rows']
+  assert {row['runtime'] for row in rows} == {*frames.OURS, 'torch'}
+  assert min(row['psnr_to_ours_db'] for row in rows) > 45
 
 
 def test_bytes_of_layers():
@@ -121,10 +140,19 @@ def test_script_of_the_gpu_runs_a_part(root, tmp_path):
   environment = os.environ | {
     'OUT': str(tmp_path), 'PYTHON': sys.executable, 'PYTHONPATH': str(root)
   }  # fmt: skip
-  subprocess.run(
-    [script, '--dry-run', 'operators'], check=True, env=environment
-  )
-  result = json.loads((tmp_path / 'operators.json').read_text())
-  assert result['device'].startswith('cpu')
+  environment['COMMIT'] = 'abc'
+  parts = ('operators', 'tests')
+  subprocess.run([script, '--dry-run', *parts], check=True, env=environment)
+  for part in parts:
+    result = json.loads((tmp_path / f'{part}.json').read_text())
+    assert result['device'].startswith('cpu')
+    assert result['commit'] == 'abc'
+  assert ' passed' in result['result']
+  late = subprocess.run(
+    [script, '--dry-run', 'tests', 'operators'], check=False, text=True,
+    env=environment | {'LIMIT': '1'}, stdout=subprocess.PIPE,
+  )  # fmt: skip
+  assert late.returncode == 1
+  assert 'operators: not begun; LIMIT is 1 s' in late.stdout
   refused = subprocess.run([script, 'nothing'], env=environment, check=False)
   assert refused.returncode == 2

@@ -556,9 +556,11 @@ def test_a_workdir_keeps_its_model_and_what_costs_are_measured_on(tmp_path):
     api.open_workdir(tmp_path / 'searched', config)
 
 
+@pytest.mark.skipif(
+  jax.local_device_count() < 2, reason='one device shares any batch'
+)
 def test_batches_are_checked_where_they_are_used(tmp_path):
   config = config_lib.shrink(config_lib.base())
-  assert jax.local_device_count() == 4
   config.search.batch_size, config.train.batch_size = 3, 4
   genotype = genotype_lib.reference('dmphn-1-2')
   with pytest.raises(config_lib.SettingError, match='search.batch_size'):

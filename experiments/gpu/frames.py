@@ -8,9 +8,10 @@ bfloat16. PyTorch runs eagerly, compiled, and compiled into CUDA graphs
 ('reduce-overhead'), channels last.
 
 Operations are two a multiply-add, as the architecture counts them; bytes are
-those of every layer's input, output and parameters once: what a network without
-fusion moves at least. Peaks are the maker's, dense; on a chip that is not in
-the table they are measured, by a matrix product and a copy.
+those of every convolution's input, output and parameters once: what a network
+without fusion moves at least. Peaks are the maker's, dense, and beside them
+what a matrix product and a copy reach here. `psnr_to_ours_db` is of the
+picture, to that of ours in float32.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import numpy as np
 
 from benchmarks import measure
 from benchmarks import networks
+from pynas_jax import logbook
 from pynas_jax.deploy import backends
 from pynas_jax.nn.layers import Layer
 from pynas_jax.spaces import space_of
@@ -44,9 +46,14 @@ PRECISIONS = {
   'tf32': ('float32', 'tensorfloat32'),
   'bfloat16': ('bfloat16', 'default'),
 }
+# XLA's options of our program, by the name of the row.
+OURS = {'ours': None, 'ours, NHWC': {'xla_gpu_force_conv_nhwc': True}}
 TORCH_MODES = {
   'torch': None, 'torch.compile': 'default', 'torch, graphs': 'reduce-overhead',
 }  # fmt: skip
+# Of two convolutions, with feature maps between them.
+DOUBLE = ('conv_3x3_x2', 'sep_conv_3x3')
+PRODUCTS = 8  # Dispatched before they are waited for.
 
 
 def count_bytes(layer: Layer, itemsize: int) -> int:
@@ -55,56 +62,62 @@ def count_bytes(layer: Layer, itemsize: int) -> int:
   >>> count_bytes(Layer('conv', '', 1, 2, 2, 3, 32), 4)
   4144
   """
-  pixels = layer.batch * layer.height * layer.width
-  maps_in = 2 if layer.kind == 'fuse' else 1
-  grows = {'up': 4, 'down': 1 / 4}.get(layer.kind, 1)
-  values = pixels * (maps_in * layer.c_in + grows * layer.c_out)
-  return int(itemsize * (values + layer.count()[0]))
+  if layer.operator == 'zero':
+    return 0  # The compiler drops it.
+  values = layer.values + layer.count()[0]
+  if layer.operator in DOUBLE:
+    values += 2 * layer.batch * layer.height * layer.width * layer.c_in
+  return itemsize * values
 
 
 def measured_peaks(size: int) -> dict[str, float]:
   """Returns operations and bytes a second that simple programs reach."""
+
+  def seconds(function: Callable[[], jax.Array]) -> float:
+    def run() -> None:
+      jax.block_until_ready([function() for _ in range(PRODUCTS)])
+
+    return measure.median_ms({'': run}, runs=5)[''] / 1e3 / PRODUCTS
+
   found = {}
   for precision, (dtype, name) in PRECISIONS.items():
-    x = jnp.ones((size, size), dtype)
+    # Chips take less power, and time, for products of equal numbers.
+    x = jax.random.normal(jax.random.key(0), (size, size), dtype)
     product = jax.jit(functools.partial(jnp.matmul, precision=name))
-    run = functools.partial(lambda f, x: jax.block_until_ready(f(x, x)),
-                            product, x)  # fmt: skip
-    ms = measure.median_ms({'': run}, runs=5)['']
-    found[precision] = 2 * size**3 / (ms / 1e3)
+    found[precision] = 2 * size**3 / seconds(functools.partial(product, x, x))
   x = jnp.ones((8 * size, size))
   copy = jax.jit(lambda x: x + 1)
-  ms = measure.median_ms(
-    {'': lambda: jax.block_until_ready(copy(x))}, runs=5
-  )['']
-  return found | {'bytes': 2 * x.nbytes / (ms / 1e3)}
+  moved = 2 * x.nbytes / seconds(functools.partial(copy, x))
+  return found | {'bytes': moved}
 
 
-def find_peaks(kind: str, size: int) -> tuple[str, dict[str, float]]:
+def find_peaks(
+  kind: str, measured: dict[str, float]
+) -> tuple[str, dict[str, float]]:
   """Returns where the peaks are from, and the peaks, a second."""
   for name, values in PEAKS.items():
     if name in kind:
       peaks = dict(zip(HEADER, values, strict=True))
       return 'data sheet', {k: 1e12 * v for k, v in peaks.items()}
-  return 'measured', measured_peaks(size)
+  return 'measured', measured
 
 
 def make_ours(
-  genotype: Any, params: Any, frame: np.ndarray, precision: str
-) -> Callable[[], None]:
-  """Returns our jitted function of the frame, and waits."""
+  genotype: Any, params: Any, frame: np.ndarray, precision: str, name: str
+) -> Callable[[], np.ndarray]:
+  """Returns our jitted function of the frame, which waits."""
   dtype, product = PRECISIONS[precision]
   with jax.default_matmul_precision(product):
     restore = jax.jit(backends.make_restore(genotype, dtype=dtype))
     on_device = jax.device_put(frame)
-    compiled = restore.lower(params, on_device).compile()
+    compiled = restore.lower(params, on_device).compile(OURS[name])
   return lambda: jax.block_until_ready(compiled(params, on_device))
 
 
 def make_torch(
-  genotype: Any, params: Any, frame: np.ndarray, precision: str, mode: str
-) -> Callable[[], None]:
-  """Returns PyTorch's function of the frame, and waits."""
+  genotype: Any, params: Any, frame: np.ndarray, precision: str, name: str
+) -> Callable[[], Any]:
+  """Returns PyTorch's function of the frame, which waits."""
   import torch
 
   from benchmarks import peers
@@ -118,18 +131,30 @@ def make_torch(
   def restore(frame):
     return (255 * module(frame.float() / 255).clamp(0, 1)).round().byte()
 
-  if TORCH_MODES[mode]:
-    restore = torch.compile(restore, mode=TORCH_MODES[mode])
+  if TORCH_MODES[name]:
+    # It is compiled for each mode and type; more than 8 times, it would go on
+    # without, and say so in a warning alone.
+    import torch._dynamo
 
-  def run() -> None:
-    for flags in (torch.backends.cuda.matmul, torch.backends.cudnn):
-      flags.allow_tf32 = precision == 'tf32'
+    torch._dynamo.config.recompile_limit = 64
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
+    restore = torch.compile(restore, mode=TORCH_MODES[name])
+
+  def run() -> Any:
+    measure.set_tf32(precision == 'tf32')
     with torch.inference_mode():
-      restore(on_device)
+      restored = restore(on_device)
     if device == 'cuda':
       torch.cuda.synchronize()
+    return restored.permute(0, 2, 3, 1)
 
   return run
+
+
+def to_host(restored: Any) -> np.ndarray:
+  """Returns a picture of JAX or PyTorch as an array in [0, 1]."""
+  on_host = restored.cpu() if hasattr(restored, 'cpu') else restored
+  return np.asarray(on_host, np.float32) / 255
 
 
 def measure_network(
@@ -142,42 +167,47 @@ def measure_network(
   space = space_of(genotype)
   operations = 2 * space.count(genotype, **size)[1]
   layers = [x for group in space.layers(genotype, **size) for x in group]
-  makers = {'ours': make_ours}
+  makers = dict.fromkeys(OURS, make_ours)
   if measure.is_installed('torch'):
     modes = TORCH_MODES if not args.eager else ('torch',)
-    makers |= {m: functools.partial(make_torch, mode=m) for m in modes}
-  functions, notes = {}, {}
+    makers |= dict.fromkeys(modes, make_torch)
+  functions, pictures, notes = {}, {}, {}
   for runtime, make in makers.items():
     for precision in PRECISIONS:
       key = runtime, precision
       try:
-        functions[key] = make(genotype, params, frame, precision)
         began = time.perf_counter()
-        functions[key]()
-        notes[key] = f'first run {time.perf_counter() - began:.1f} s'
+        function = make(genotype, params, frame, precision, runtime)
+        pictures[key] = to_host(function())
+        # Once more: CUDA graphs are recorded by the second run.
+        function()
+        functions[key] = function
+        notes[key] = f'ready after {time.perf_counter() - began:.1f} s'
       except Exception as error:  # A mode that fails is a row that says so.
-        functions.pop(key, None)
         notes[key] = f'{type(error).__name__}: {error}'.splitlines()[0][:60]
+      logbook.say(f'{name}, {runtime}, {precision}: {notes[key]}')
   times = measure.times_ms(functions, runs=args.runs)
-  rows = []
+  rows, exact = [], pictures.get(('ours', 'float32'))
   for key, note in notes.items():
     runtime, precision = key
     p50, p95 = np.percentile(times.get(key, [math.nan]), [50, 95])
     itemsize = 2 if precision == 'bfloat16' else 4
     moved = sum(count_bytes(layer, itemsize) for layer in layers)
     seconds = p50 / 1e3
-    is_measured = key in times
+    figures = {
+      'p50_ms': p50,
+      'p95_ms': p95,
+      'of_peak_operations': operations / seconds / peaks[precision],
+      'of_peak_bytes': moved / seconds / peaks['bytes'],
+    }
     rows.append(
       {
         'network': name, 'runtime': runtime, 'precision': precision, **size,
-        'p50_ms': float(p50) if is_measured else None,
-        'p95_ms': float(p95) if is_measured else None,
         'giga_operations': operations / 1e9,
         'mib_moved': moved / measure.MIB,
-        'of_peak_operations': float(operations / seconds / peaks[precision])
-        if is_measured else None,
-        'of_peak_bytes': float(moved / seconds / peaks['bytes'])
-        if is_measured else None,
+        **{k: float(v) if key in times else None for k, v in figures.items()},
+        'psnr_to_ours_db': measure.psnr_db(pictures[key], exact)
+        if key in pictures and exact is not None else None,
         'note': note,
       }
     )  # fmt: skip
@@ -190,16 +220,20 @@ def main() -> None:
   parser.add_argument('--height', type=int, default=720, help='pixels')
   parser.add_argument('--width', type=int, default=1280, help='pixels')
   parser.add_argument('--runs', type=int, default=100, help='timed frames')
-  parser.add_argument('--peak-size', type=int, default=4096, help='of a matrix')
+  parser.add_argument('--peak-size', type=int, default=8192, help='of a matrix')
   parser.add_argument('--eager', action='store_true', help='nothing compiled')
   args = parser.parse_args()
   kind = jax.devices()[0].device_kind
-  source, peaks = find_peaks(kind, args.peak_size)
+  measured = measured_peaks(args.peak_size)
+  source, peaks = find_peaks(kind, measured)
   rows = [
     row for name in args.networks
     for row in measure_network(name, args, peaks)
   ]  # fmt: skip
-  summary = {'runs': args.runs, 'peaks': peaks, 'peaks_from': source}
+  summary = {
+    'runs': args.runs, 'peaks': peaks, 'peaks_from': source,
+    'measured_peaks': measured,
+  }  # fmt: skip
   measure.report('One frame on the device', rows, summary)
 
 

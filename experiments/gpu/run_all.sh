@@ -3,16 +3,18 @@
 #
 #   experiments/gpu/run_all.sh [--dry-run] [PART...]
 #
-# PARTs are tests, frames, supernet_step, inference, train_step, scaling,
-# operators and compile_time; all by default. Each writes OUT/PART.json (device,
-# versions, commit and rows) and OUT/PART.log; a part that fails does not keep
-# the others from running, but the exit status is 1. --dry-run turns every part
-# at a tiny size on the CPU, to see that it runs.
+# PARTs are frames_found, frames_dmphn, supernet_step, train_step, operators,
+# tests, compile_time, scaling and inference; all by default. Each writes
+# OUT/PART.json (device, versions, commit and rows), and what it says goes to
+# OUT/log.txt; a part that fails does not keep the others from running, but the
+# exit status is 1. All of them together end after LIMIT seconds, if it is set.
+# --dry-run turns every part at a tiny size on the CPU, to see that it runs.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
-python="${PYTHON:-python}"
+python="${PYTHON:-python3}"
 export OUT="${OUT:-runs/gpu}"
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 # Two libraries share the device's memory, and peaks are to be seen.
 export XLA_PYTHON_CLIENT_PREALLOCATE=false
 dry=
@@ -20,70 +22,98 @@ if [[ "${1:-}" == --dry-run ]]; then
   dry=yes
   export JAX_PLATFORMS=cpu JAX_DISABLE_MOST_OPTIMIZATIONS=1
   shift
+else
+  export JAX_PLATFORMS=cuda,cpu  # Else JAX goes on without a GPU it cannot use.
 fi
-every=(tests frames supernet_step inference train_step scaling operators
-  compile_time)
+every=(frames_found frames_dmphn supernet_step train_step operators tests
+  compile_time scaling inference)
 parts=("$@")
 ((${#parts[@]})) || parts=("${every[@]}")
-mkdir -p "$OUT"
 
-declare -A flags tiny
-flags[frames]=''
-tiny[frames]='--networks=found --height=32 --width=48 --runs=2 --peak-size=64
-  --eager'
-flags[supernet_step]='--runs=20'
+declare -A module flags tiny
+module[frames_found]=experiments.gpu.frames
+flags[frames_found]='--networks=found'
+tiny[frames_found]='--networks=found --height=32 --width=48 --runs=2
+  --peak-size=64 --eager'
+module[frames_dmphn]=experiments.gpu.frames
+flags[frames_dmphn]='--networks=dmphn'
+tiny[frames_dmphn]='--networks=found --height=32 --width=48 --runs=2
+  --peak-size=64'
+flags[supernet_step]='--sizes=gpu --variants=sampled,static,torch --runs=20'
 tiny[supernet_step]='--sizes=tiny --steps=weight --variants=sampled,static
-  --runs=1'
-flags[inference]='--runtimes=xla,torch,torch.compile --runs=50'
-tiny[inference]='--networks=found --runtimes=xla,torch --height=32 --width=48
   --runs=1'
 flags[train_step]='--devices=1 --crop=256 --batch=8 --runs=20'
 tiny[train_step]='--networks=found --devices=1 --crop=16 --batch=2 --runs=1'
-flags[scaling]='--side=512 --runs=20'
-tiny[scaling]='--side=32 --width=4 --runs=1'
-flags[operators]='--side=512 --runs=50'
+flags[operators]='--side=2048 --width=64 --runs=30'
 tiny[operators]='--side=16 --width=4 --runs=1'
 flags[compile_time]=''
 tiny[compile_time]='--tasks=restore --width=4'
+flags[scaling]='--side=512 --runs=20'
+tiny[scaling]='--side=32 --width=4 --runs=1'
+flags[inference]='--runtimes=xla,torch,torch.compile --runs=50'
+tiny[inference]='--networks=found --runtimes=xla,torch --height=32 --width=48
+  --runs=1'
+# What computes on the device. In full float32 and the same each time, as the
+# tests expect; the best algorithms are not looked for, which takes minutes.
+flags[tests]='cost dmphn gates hinas losses metrics mixed nafnet ops parallel
+  patches peers search spaces train'
+tiny[tests]='gates'
+
+for part in "${parts[@]}"; do
+  if [[ ! -v "flags[$part]" ]]; then
+    echo "$part is no part; expected some of ${every[*]}" >&2
+    exit 2
+  fi
+done
+mkdir -p "$OUT"
+log="$OUT/log.txt"
 
 failed=0
 for part in "${parts[@]}"; do
   began=$SECONDS
-  case "$part" in
-    tests)
-      command=("$python" -m pytest -q -m 'not slow' -p no:cacheprovider)
-      [[ -n $dry ]] && command+=(tests/test_ops.py)
-      ;;
-    frames) command=("$python" -m experiments.gpu.frames) ;;
-    *) command=("$python" -m "benchmarks.$part") ;;
-  esac
-  if [[ $part != tests ]]; then
-    if [[ ! -v "flags[$part]" ]]; then
-      echo "$part is no part; expected some of ${every[*]}" >&2
-      exit 2
-    fi
-    if [[ -n $dry ]]; then options=${tiny[$part]}; else options=${flags[$part]}
-    fi
-    # shellcheck disable=SC2206  # Flags hold no spaces.
-    command+=($options)
+  seconds=590
+  if [[ -n "${LIMIT:-}" ]] && ((LIMIT - SECONDS < seconds)); then
+    seconds=$((LIMIT - SECONDS))
   fi
-  log="$OUT/$part.log"
-  timeout --signal=INT 590 "${command[@]}" >"$log" 2>&1
-  status=$?
+  if ((seconds < 1)); then
+    echo "$part: not begun; LIMIT is $LIMIT s"
+    failed=1
+    continue
+  fi
+  options=${flags[$part]}
+  [[ -n $dry ]] && options=${tiny[$part]}
+  # shellcheck disable=SC2206  # Flags hold no spaces.
+  command=("$python" -m "${module[$part]:-benchmarks.$part}" $options)
   if [[ $part == tests ]]; then
-    "$python" - "$log" "$status" <<'PYTHON' >"$OUT/$part.json.tmp"
-import json, sys
+    # shellcheck disable=SC2086
+    command=(env JAX_DEFAULT_MATMUL_PRECISION=float32
+      "XLA_FLAGS=--xla_gpu_deterministic_ops=true --xla_gpu_autotune_level=0"
+      "JAX_COMPILATION_CACHE_DIR=$(mktemp -d)"
+      "$python" -m pytest -q -m 'not slow' -p no:cacheprovider -p no:benchmark
+      -n "$(nproc)" --dist worksteal
+      $(printf 'tests/test_%s.py ' $options))
+  fi
+  echo "== $part: ${command[*]}" >>"$log"
+  # What is said at the end, such as by a library that ends, is no result.
+  timeout --signal=INT --kill-after=5 "$seconds" "${command[@]}" \
+    >"$OUT/$part.out" 2>>"$log"
+  status=$?
+  cat "$OUT/$part.out" >>"$log"
+  if [[ $part == tests ]] || ((status == 0)); then
+    "$python" - "$OUT/$part" "$status" <<'PYTHON' 2>>"$log" || failed=1
+import json, pathlib, sys
 from benchmarks import measure
-last = open(sys.argv[1]).read().strip().splitlines()[-1:]
-print(json.dumps({'status': int(sys.argv[2]), 'result': ' '.join(last),
-                  **measure.environment()}))
+
+path, status = pathlib.Path(sys.argv[1]), int(sys.argv[2])
+last = path.with_suffix('.out').read_text().strip().splitlines()[-1]
+if path.name == 'tests':
+  result = {'status': status, 'result': last, **measure.environment()}
+else:
+  result = json.loads(last)
+path.with_suffix('.json').write_text(json.dumps(result) + '\n')
 PYTHON
-  elif ((status == 0)); then
-    tail -n 1 "$log" >"$OUT/$part.json.tmp"
   fi
-  if [[ -s "$OUT/$part.json.tmp" ]]; then
-    mv "$OUT/$part.json.tmp" "$OUT/$part.json"
-  fi
+  rm -f "$OUT/$part.out"
   ((status == 0)) || failed=1
   echo "$part: exit status $status after $((SECONDS - began)) s; see $log"
 done

@@ -102,6 +102,22 @@ def versions() -> dict[str, str]:
   return found
 
 
+def commit() -> str | None:
+  """Returns the commit of the source tree, or None for an installed wheel."""
+  git = Path(__file__).parents[2] / '.git'
+  try:
+    head = (git / 'HEAD').read_text().strip()
+    if not head.startswith('ref: '):
+      return head
+    ref = head.removeprefix('ref: ')
+    if (git / ref).exists():
+      return (git / ref).read_text().strip()
+    packed = (git / 'packed-refs').read_text().splitlines()
+    return next(line.split()[0] for line in packed if line.endswith(' ' + ref))
+  except (OSError, StopIteration):
+    return None
+
+
 def shipped() -> list[str]:
   """Returns the names of the networks in this package."""
   return sorted(path.parent.name for path in MODELS.glob(f'*/{CONFIG}'))
