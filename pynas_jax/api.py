@@ -127,19 +127,25 @@ def _check_batches(config: ml_collections.ConfigDict, *names: str) -> None:
       raise config_lib.SettingError(message) from None
 
 
-def _is_free(name: str, workdir: Path, mode: str) -> bool:
+def _is_free(
+  name: str, workdir: Path, config: ml_collections.ConfigDict, searches: bool
+) -> bool:
   """Returns whether a setting may differ between two runs in one workdir.
 
   Such settings change what is done with the networks in it, not the networks.
   """
+  is_searched = (workdir / hierarchical.TRIALS).exists()
+  is_trained = (workdir / restorer_lib.CHECKPOINTS).exists()
   if name in ('benchmark.height', 'benchmark.width'):
-    # The costs of candidates are those of one frame.
-    return not (workdir / hierarchical.TRIALS).exists()
+    return not is_searched  # The costs of candidates are those of one frame.
   if name in _MORE_TRIALS:
-    is_trained = (workdir / restorer_lib.CHECKPOINTS).exists()
-    return mode == 'search' and not is_trained
+    return searches and not is_trained
   if name == 'genotype':
-    return mode == 'evaluate'
+    return config.mode == 'evaluate'
+  if name == 'checkpoint':  # What is scored in a folder for scores alone.
+    return not (is_searched or is_trained)
+  if name == 'data.root':  # Images are known by their names.
+    return config.data.name == 'folder' and check.DRAWN in check.recall(workdir)
   # The number of threads that load images changes none of them.
   is_other = name in ('mode', 'data.num_threads')
   return is_other or name.startswith('benchmark.')
@@ -190,7 +196,8 @@ def open_workdir(
     defaults = config_lib.flatten(json.loads(config_lib.base().to_json()))
     leaves, changed = defaults | config_lib.flatten(old), []
     for name, value in config_lib.flatten(new).items():
-      if leaves[name] != value and not _is_free(name, workdir, config.mode):
+      is_same = leaves[name] == value
+      if not is_same and not _is_free(name, workdir, config, searches):
         changed.append(f'{name} was {leaves[name]!r}, is {value!r}')
     if changed:
       raise config_lib.SettingError(

@@ -371,7 +371,7 @@ def test_the_card_of_a_run_has_its_task_and_scores(rerun, tmp_path):
 
 def test_a_trained_network_keeps_its_search(rerun):
   config, workdir = rerun
-  config.mode, config.search.num_trials = 'search', 2
+  config.search.num_trials = 2
   with pytest.raises(config_lib.SettingError, match='num_trials was 1, is 2'):
     api.search(config, workdir=workdir)
 
@@ -433,7 +433,7 @@ def test_settings_that_a_task_has_no_use_for(mode, settings, words, tmp_path):
 
 def test_a_search_goes_on_with_more_trials(tmp_path):
   config = config_lib.shrink(config_lib.base())
-  config.mode, config.search.schemes = 'search', ('1', '1-2')
+  config.search.schemes = ('1', '1-2')
   config.search.num_steps = config.search.score_steps = 3
   first = api.search(config, workdir=tmp_path)
   config.search.num_trials, config.search.objective = 2, 'fastest'
@@ -471,6 +471,39 @@ def test_images_that_come_later_are_refused(tmp_path):
       api.open_workdir(workdir, config, splits=splits)
   (root / 'a.png').unlink()
   api.open_workdir(workdir, config)
+  config.data.root = str(root.rename(tmp_path / 'moved'))
+  api.open_workdir(workdir, config)
+  # A folder that trains nothing draws nothing.
+  alone = tmp_path / 'scores'
+  api.open_workdir(alone, config, splits=('test',))
+  shutil.copy(tmp_path / 'moved' / '0.png', tmp_path / 'moved' / 'a.png')
+  api.open_workdir(alone, config, splits=('test',))
+  config.data.root = str(root)
+  with pytest.raises(config_lib.SettingError, match='data.root was'):
+    api.open_workdir(alone, config, splits=('test',))
+
+
+def test_images_that_keep_a_run_from_its_beginning_can_be_removed(tmp_path):
+  root, workdir = tmp_path / 'photos', tmp_path / 'run'
+  make_photos(root)
+  Image.new('RGB', (10, 10)).save(root / 'small.png')
+  config = config_lib.shrink(config_lib.base())
+  config.data.name, config.data.root = 'folder', str(root)
+  with pytest.raises(config_lib.SettingError, match='remove them'):
+    api.open_workdir(workdir, config)
+  (root / 'small.png').unlink()
+  api.open_workdir(workdir, config)
+
+
+def test_scores_of_one_network_give_way_to_those_of_the_next(tmp_path):
+  config = config_lib.shrink(config_lib.base())
+  config.mode = 'evaluate'
+  for name in ('fast', 'quality'):
+    config.checkpoint = name
+    main.TASKS['evaluate'](config, tmp_path)
+    assert read(tmp_path)['params'] == (
+      api.describe_size(api.load(name).genotype)['params']
+    )
 
 
 def test_a_workdir_among_the_images_is_refused(tmp_path):

@@ -9,7 +9,6 @@ same check runs before search, training and evaluation.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import itertools
 import json
@@ -72,11 +71,13 @@ def check_data(
       )  # fmt: skip
   if 'validation' in found:
     least = min(data.crop, data.eval_crop)
-    small = sources.smaller_than(found['validation'], least)
+    small = sources.smaller_than(
+      pipeline.scored(found['validation'], data), least
+    )
     if small:
       raise config_lib.SettingError(
-        f'data.eval_crop is {data.eval_crop}, but {len(small)} images for '
-        f'validation are smaller than {least}x{least} pixels, such as '
+        f'data.eval_crop is {data.eval_crop}, but of the images for validation '
+        f'{len(small)} are smaller than {least}x{least} pixels, such as '
         f'{small[0]}. Lower data.eval_crop, or remove them.'
       )
   if 'test' in found:
@@ -112,27 +113,39 @@ def _check_folder(
   for path in sorted({path for pair in pairs for path in pair.files}):
     stat = path.stat()
     digest.update(f'{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n'.encode())
-  memory, good = workdir and workdir / CHECKED, {}
-  if memory and memory.exists():
-    # Damaged, it is made again.
-    with contextlib.suppress(ValueError, TypeError):
-      good = dict(json.loads(memory.read_text()))
-  if good.setdefault(DRAWN, drawn) != drawn:
+  good = recall(workdir)
+  # What refused to begin has no settings yet, and may be mended.
+  has_begun = workdir and (workdir / 'config.json').exists()
+  if has_begun and good.get(DRAWN, drawn) != drawn:
     raise config_lib.SettingError(
       f'data.root is {data.root!r}, whose images are not those that the run in '
       f'{workdir} began with: other ones would be held out. Use another '
       'workdir, or put back what was there.'
     )
-  key, value = '+'.join(splits), digest.hexdigest()
-  if not faults and good.get(key) == value:
-    return
-  faults = faults + faults_lib.find_faults(pairs, owners, root=root)
+  found = {'+'.join(splits): digest.hexdigest()}
+  is_new = bool(found.items() - good.items())
+  if 'train' in splits:
+    found[DRAWN] = drawn
+  if faults or is_new:
+    faults = faults + faults_lib.find_faults(pairs, owners, root=root)
   if faults:
     where = f'data.root is {data.root!r}'
     raise config_lib.SettingError(faults_lib.listing(faults, where=where))
-  if memory:
+  if workdir and found.items() - good.items():
     workdir.mkdir(parents=True, exist_ok=True)
-    logbook.write_json(memory, good | {key: value})
+    logbook.write_json(workdir / CHECKED, good | found)
+
+
+def recall(workdir: Path | None) -> dict[str, str]:
+  """Returns what a workdir remembers of its images; {} if nothing.
+
+  Its keys are the splits that were found to be good, and DRAWN if images were
+  drawn for a training.
+  """
+  try:
+    return dict(json.loads((workdir / CHECKED).read_text())) if workdir else {}
+  except (OSError, ValueError, TypeError):
+    return {}  # Damaged, it is made again.
 
 
 def main(config: ml_collections.ConfigDict) -> None:

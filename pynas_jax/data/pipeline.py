@@ -151,16 +151,24 @@ def validation_batch(config: ml_collections.ConfigDict) -> Batch:
   source = sources.make_source(
     data, 'validation', seed=config.seed, task=config.task
   )
-  count = min(data.num_validation, len(source))
-  indices = np.linspace(0, len(source) - 1, count).round().astype(int).tolist()
-  edge = min(data.eval_crop, *(min(source.sizes[i]) for i in indices))
-  items = [source[i] for i in indices]
+  source = scored(source, data)
+  edge = min(data.eval_crop, *map(min, source.sizes))
+  items = [source[i] for i in range(len(source))]
   pairs = [augment.centre_pair(x['blurred'], x['sharp'], edge) for x in items]
   blurred, sharp = (
     np.stack(images).astype(np.float32) / 255
     for images in zip(*pairs, strict=True)
   )
   return {'blurred': blurred, 'sharp': sharp}
+
+
+def scored(
+  source: sources.Source, data: ml_collections.ConfigDict
+) -> sources.Source:
+  """Returns `data.num_validation` pairs evenly spaced over a split."""
+  count = min(data.num_validation, len(source))
+  indices = np.linspace(0, len(source) - 1, count).round().astype(int).tolist()
+  return sources.Part(source, tuple(indices))
 
 
 def _margin(source: sources.Source, recipe: degrade.Recipe) -> int:

@@ -400,6 +400,6 @@ def choose(
     raise train_lib.TrainingError(
       f'no trial of {len(trials)} ended with a network within the limits: '
       + '; '.join(reasons)
-      + '. Raise the limits or search.num_trials, in a new workdir.'
+      + '. Raise search.num_trials, or the limits in a new workdir.'
     )
   return pareto.choose(fit, s.objective, slack=s.psnr_slack)
