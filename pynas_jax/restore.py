@@ -11,6 +11,7 @@ loaded only once there is something to restore.
 from __future__ import annotations
 
 import argparse
+import collections
 from collections.abc import Iterator, Sequence
 import contextlib
 import dataclasses
@@ -190,6 +191,7 @@ def _bundled(name: str) -> Path:
 def _jobs(flags: argparse.Namespace) -> list[Job]:
   """Returns the files to restore, those of folders in order of their paths."""
   jobs, out = [], flags.output.resolve()
+  others: collections.Counter[str] = collections.Counter()
   suffixes = (*files.SUFFIXES, *videos.SUFFIXES)
   for name in map(Path, flags.input):
     if not name.is_dir():
@@ -202,14 +204,21 @@ def _jobs(flags: argparse.Namespace) -> list[Job]:
         path.stem.endswith(flags.tail)
         if flags.tail else name.resolve() in out.parents
       )
-      if path.suffix.lower() in suffixes and path.is_file() and not own:
+      if own or not path.is_file():
+        continue
+      if path.suffix.lower() in suffixes:
         jobs.append(Job(path, flags.output / path.parent.relative_to(name)))
+      elif not path.name.startswith('.'):
+        others[path.suffix.lower() or 'without a suffix'] += 1
   if not jobs:
     raise config_lib.SettingError(
       f'input is {", ".join(flags.input)}, where there is no picture or video; '
       f'expected files that end with {", ".join(suffixes)}'
       + ('.' if flags.recursive else ', or --recursive.')
     )
+  if others:
+    kinds = ', '.join(f'{count} {kind}' for kind, count in others.items())
+    _say(f'Files of other kinds are left out: {kinds}.')
   return list(dict.fromkeys(jobs))
 
 
@@ -484,7 +493,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv: Flags; those of the command line if None.
 
   Returns:
-    Exit status: 0 done, 1 something failed on the way, 2 a flag is unusable.
+    Exit status: 0 done, 1 something failed on the way, 2 a flag is unusable,
+    130 stopped.
   """
   try:
     with _stopped_by_sigterm():
@@ -494,7 +504,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   except (OSError, NetworkError, videos.VideoError) as error:
     return _say_failure(error)
   except KeyboardInterrupt:
-    return _say_failure('stopped; the same command again skips what is done.')
+    text = 'stopped; the same command again skips what is done.'
+    return _say_failure(text, 128 + signal.SIGINT)
   except ValueError as error:
     # A network that cannot be loaded says why.
     if not type(error).__module__.startswith('pynas_jax.'):

@@ -413,7 +413,7 @@ def test_max_pixels_moves_the_limit(identity, tmp_path, capsys):
   assert run('-i', path, max_pixels=100, **flags) == 0
 
 
-def test_names_and_folders(identity, tmp_path, monkeypatch):
+def test_names_and_folders(identity, tmp_path, monkeypatch, capsys):
   monkeypatch.chdir(tmp_path)
   names = ('-n.png', 'a b; $(touch pwned).jpg', 'ü.PNG', 'sub/a.png')
   for name in names:
@@ -424,6 +424,7 @@ def test_names_and_folders(identity, tmp_path, monkeypatch):
   assert contents(tmp_path / 'results') == [
     '-n_out.png', 'a b; $(touch pwned)_out.jpg', 'ü_out.png'
   ]  # fmt: skip
+  assert 'other kinds are left out: 1 .txt.' in capsys.readouterr().err
   assert run('-i', 'in', '--recursive', '-o', 'all', **flags) == 0
   assert 'sub/a_out.png' in contents(tmp_path / 'all')
   write_picture(tmp_path / '-n.png')

@@ -8,6 +8,7 @@ import itertools
 import os
 import pathlib
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -383,14 +384,53 @@ def test_sigterm_leaves_nothing_half_written(identity, tmp_path):
   process = subprocess.Popen(
     (*command, '--model_path', identity), stderr=subprocess.PIPE, text=True
   )
-  while not (out / 'a_out.mp4.tmp').exists():
+  while not list(out.glob('a_out.mp4.*.tmp')):
     assert process.poll() is None
     time.sleep(0.01)
   process.terminate()
   _, said = process.communicate()
-  assert process.returncode == 1
+  assert process.returncode == 128 + signal.SIGINT
   assert 'stopped; the same command again skips what is done' in said
   assert not os.listdir(out)
+
+
+def test_processes_do_not_write_to_the_same_file(identity, tmp_path):
+  """Another one, stopped as it writes, takes nothing away from this one."""
+  clip = Clip(times=tuple(range(0, 12_000, 40)))
+  source, out = write_clip(tmp_path / 'a.mp4', clip), tmp_path / 'out'
+  command = (*COMMAND, '-i', source, '-o', out, '--model_path', identity)
+  both = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+          for _ in range(2)]  # fmt: skip
+  while len(list(out.glob('a_out.mp4.*.tmp'))) < 2:
+    assert both[0].poll() is None
+    time.sleep(0.01)
+  both[1].terminate()
+  said = [process.communicate()[1] for process in both]
+  assert both[0].returncode == 0, said[0]
+  assert os.listdir(out) == ['a_out.mp4']
+  assert len(look_into(out / 'a_out.mp4')[0]) == 300
+
+
+def test_a_cover_is_not_the_video(identity, tmp_path):
+  source = tmp_path / 'a.mkv'
+  with av.open(str(source), 'w') as output:
+    cover, video = (
+      output.add_stream(codec, rate=25) for codec in ('mjpeg', 'libx264')
+    )
+    cover.width = cover.height = 16
+    cover.pix_fmt = 'yuvj420p'
+    video.width, video.height, video.pix_fmt = 64, 48, 'yuv420p'
+    for i in range(4):
+      for stream in (cover, video) if i == 0 else (video,):
+        size = (stream.height, stream.width, 3)
+        frame = av.VideoFrame.from_ndarray(np.full(size, 9 * i, np.uint8))
+        frame.pts, frame.time_base = i, Fraction(1, 25)
+        output.mux(stream.encode(frame))
+    for stream in (cover, video):
+      output.mux(stream.encode())
+  assert run('-i', source, '-o', tmp_path, model_path=identity) == 0
+  found, *_ = look_into(tmp_path / 'a_out.mkv')
+  assert [image.shape for image in found] == [(48, 64, 3)] * 4
 
 
 def test_decoding_restoring_and_encoding_overlap(tmp_path, monkeypatch):

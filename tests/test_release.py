@@ -31,7 +31,7 @@ TIMING = {
 }  # fmt: skip
 CARD = Card(
   data='Twelve photographs.', metrics={'psnr': 31.0}, timings=(TIMING,),
-  limits='None known.',
+  limits='None known.', license='apache-2.0',
 )  # fmt: skip
 IMAGE = np.random.default_rng(0).integers(0, 256, (9, 13, 3), dtype=np.uint8)
 
@@ -78,9 +78,9 @@ def test_samples_of_another_network_do_not_stay(folder, restorer):
 
 
 def test_the_task_is_a_tag():
-  assert "tags:\n- image-restoration\n- super-resolution-x2\n---" in (
-    release._readme(NETWORK, Card(task='super-resolution x2'), Path('net'))
-  )
+  text = release._readme(NETWORK, Card(task='super-resolution x2'), Path('net'))
+  assert 'tags:\n- image-restoration\n- super-resolution-x2\n---' in text
+  assert 'licen' not in text.lower()  # Its owner has named none.
 
 
 @pytest.mark.parametrize('name', [release.CONFIG, release.README])

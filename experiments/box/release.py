@@ -164,6 +164,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     },
     timings=tuple(timings),
     limits=LIMITS.format(args.minutes),
+    license='apache-2.0',
   )
   restorer.save_pretrained(
     release.MODELS / args.name, card=card, samples=sample(restorer)

@@ -393,6 +393,11 @@ def check_size(
     )
 
 
+def unfinished(path: Path) -> Path:
+  """Returns the name of a file until it is whole, for this process alone."""
+  return path.with_name(f'{path.name}.{os.getpid()}.tmp')
+
+
 def write(path: Path, picture: Picture) -> None:
   """Writes a picture in one step, so that no reader meets half of it.
 
@@ -403,7 +408,7 @@ def write(path: Path, picture: Picture) -> None:
   """
   suffix, pixels = path.suffix, picture.pixels
   kept = _with_size(picture.metadata, *pixels.shape[:2])
-  partial = path.with_name(f'{path.name}.tmp')
+  partial = unfinished(path)
   try:
     with partial.open('wb') as file:
       if suffix == '.tif':

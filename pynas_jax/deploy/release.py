@@ -61,7 +61,7 @@ class Card:
     metrics: Name -> score.
     timings: Of `deploy.benchmark.time_restorer`.
     limits: What it cannot do.
-    license: SPDX name.
+    license: SPDX name; '' where its owner has named none.
     versions: Library -> version that made it.
   """
 
@@ -70,7 +70,7 @@ class Card:
   metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
   timings: tuple[Mapping[str, Any], ...] = ()
   limits: str = ''
-  license: str = 'apache-2.0'
+  license: str = ''
   versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
@@ -83,7 +83,7 @@ def card_of(report: Mapping[str, Any]) -> Card:
   timing = report.get('latency_720p_ms')
   return Card(
     task=report.get('task', Card.task),
-    data=f'Trained and scored on {report.get("dataset")}.',
+    data=f'Trained and scored on the data {report.get("dataset")!r}.',
     metrics={k: v for k, v in report.items() if k.startswith(_SCORES)},
     timings=(timing,) if timing else (),
     versions=report.get('versions', {}),
@@ -390,7 +390,8 @@ def _readme(genotype: Genotype, card: Card, directory: Path) -> str:
   """Returns the model card, with the header that the hub reads."""
   params, macs = space_of(genotype).count(genotype, height=720, width=1280)
   parts = [
-    f'---\nlicense: {card.license}\nlibrary_name: pynas-jax\n'
+    '---\n' + (f'license: {card.license}\n' if card.license else '')
+    + 'library_name: pynas-jax\n'
     'pipeline_tag: image-to-image\ntags:\n- image-restoration\n'
     f'- {_slug(card.task)}\n---',
     f'# {directory.resolve().name}: {card.task}',
@@ -420,7 +421,8 @@ def _readme(genotype: Genotype, card: Card, directory: Path) -> str:
     parts.append('## Latency\n\n' + _table(header, rows))
   if card.limits:
     parts.append(f'## Limits\n\n{card.limits}')
-  parts.append(f'## Licence\n\n{card.license}')
+  if card.license:
+    parts.append(f'## Licence\n\n{card.license}')
   rows = list(card.versions.items())
   parts.append('## Versions\n\n' + _table(('library', 'version'), rows))
   return '\n\n'.join(parts) + '\n'

@@ -29,6 +29,8 @@ from av.video.reformatter import Interpolation
 from av.video.reformatter import VideoReformatter
 import numpy as np
 
+from pynas_jax.deploy import images
+
 SUFFIXES = (
   '.3gp', '.avi', '.flv', '.m2ts', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg',
   '.mpg', '.mts', '.ts', '.webm', '.wmv',
@@ -230,7 +232,7 @@ def _holds(suffix: str, sound: list[av.AudioStream]) -> bool:
 def expected_frames(path: Path, *, start: float, end: float) -> int:
   """Returns about how many frames are between two times, in seconds."""
   with _opened(path) as container:
-    stream = container.streams.video[0]
+    stream = _video_of(container)
     seconds = (container.duration or 0) / av.time_base
     rate = float(stream.average_rate or 0)
     if seconds and (start > 0 or end < seconds):
@@ -248,6 +250,11 @@ def _opened(path: Path) -> Iterator[av.container.InputContainer]:
       yield container
   except av.FFmpegError as error:
     raise VideoError(f'it cannot be read: {error.strerror}') from error
+
+
+def _video_of(container: av.container.InputContainer) -> av.VideoStream:
+  """Returns the stream to restore, which is no cover and no preview."""
+  return container.streams.best('video')
 
 
 def _converter() -> Callable[..., av.VideoFrame]:
@@ -312,7 +319,7 @@ def _read(
   end: float,
 ) -> Iterator[_Frame | av.Packet]:
   """Yields the frames between two times, and the packets of other streams."""
-  video = container.streams.video[0]
+  video = _video_of(container)
   decoder = _Decoder(video, report)
   origin = (container.start_time or 0) / av.time_base
   length = (container.duration or 0) / av.time_base
@@ -379,7 +386,7 @@ class _Encoder:
     start: float,
   ):
     self._output, self._report, self._start = output, report, start
-    self._source, self._copied = container.streams.video[0], copied
+    self._source, self._copied = _video_of(container), copied
     self._rate = fps and Fraction(fps).limit_denominator(1001 * 60)
     self._unit = 1 / self._rate if self._rate else self._source.time_base
     self._convert = _converter()
@@ -501,14 +508,14 @@ def restore_video(
     VideoError: If nothing can be read, or the new file not be written.
   """
   report = Report()
-  partial = target.with_name(f'{target.name}.tmp')
+  partial = images.unfinished(target)
   try:
     with _opened(source) as container:
       copied = [
         stream for stream in container.streams.audio
         if not fps and _holds(target.suffix, [stream])
       ]  # fmt: skip
-      kept = {container.streams.video[0], *copied}
+      kept = {_video_of(container), *copied}
       report.left_out |= {x.type for x in container.streams if x not in kept}
       chapters = container.chapters()
       if chapters and (fps or start or end < math.inf):
