@@ -121,7 +121,8 @@ def test_bytes_between_convolutions_count():
 def test_pictures_of_all_runtimes_are_alike(monkeypatch, capsys):
   flags = COMMANDS['experiments.gpu.frames']
   rows = run('experiments.gpu.frames', flags, monkeypatch, capsys)['rows']
-  assert {row['runtime'] for row in rows} == {*frames.OURS, 'torch'}
+  peers = {'torch'} if measure.is_installed('torch') else set()
+  assert {row['runtime'] for row in rows} == peers | frames.OURS.keys()
   assert min(row['psnr_to_ours_db'] for row in rows) > 45
 
 
