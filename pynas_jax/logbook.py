@@ -27,6 +27,7 @@ from rich import table as rich_table
 FILE_NAME = 'metrics.jsonl'
 LOCK, OWNER = '.lock', '.lock.owner'
 PLAIN_SECONDS = 10.0  # Between lines of progress where there is no terminal.
+NOTEBOOK_SECONDS = 1.0  # Where one line takes the place of another.
 
 
 class RecordError(ValueError):
@@ -239,11 +240,14 @@ def _clock(seconds: float | None) -> str:
 
 
 class _PlainBar:
-  """Progress as lines of text, for log files and pipes."""
+  """Progress as lines of text for log files and pipes, as one in a notebook."""
 
   def __init__(self, console, total: int, description: str, start: int):
-    self._console, self._total, self._description = console, total, description
-    self._step, self._figures, self._shown = start, '', None
+    self._total, self._description = total, description
+    self._file = console.file
+    # Rich's own bars need widgets there, which a saved notebook does not keep.
+    self._in_place = console.is_jupyter
+    self._step, self._figures, self._shown, self._width = start, '', None, 0
     self._begin = self._printed = time.monotonic()
     # The first step compiles: the pace is measured from its end.
     self._first: tuple[float, int] | None = None
@@ -253,7 +257,8 @@ class _PlainBar:
     self._step = step
     self._figures = _join(figures) or self._figures
     self._first = self._first or (now, step)
-    if now - self._printed >= PLAIN_SECONDS:
+    seconds = NOTEBOOK_SECONDS if self._in_place else PLAIN_SECONDS
+    if now - self._printed >= seconds:
       self._printed = now
       self.show()
 
@@ -273,9 +278,16 @@ class _PlainBar:
       f'{_clock(now - self._begin)} elapsed, {_clock(left)} left'
     )
     # A bare line: no markup, colours or wrapping in a log file.
-    self._console.file.write('  '.join(filter(None, (line, self._figures))))
-    self._console.file.write('\n')
-    self._console.file.flush()
+    line = '  '.join(filter(None, (line, self._figures)))
+    if self._in_place:
+      line, self._width = '\r' + line.ljust(self._width), len(line)
+    self._file.write(line if self._in_place else line + '\n')
+    self._file.flush()
+
+  def close(self) -> None:
+    self.show()
+    if self._in_place and self._width:
+      self._file.write('\n')
 
 
 class _RichBar:
@@ -299,7 +311,7 @@ def progress(
 ) -> Iterator[_RichBar | _PlainBar]:
   """Shows how far a loop is, and how long it will take.
 
-  Draws a bar in a terminal or a notebook, and prints plain lines elsewhere.
+  Draws a bar in a terminal, and prints plain lines elsewhere.
 
   Args:
     total: Steps of the loop.
@@ -311,12 +323,12 @@ def progress(
     latest figures stand beside it.
   """
   console = rich_console.Console(stderr=True)
-  if not (console.is_interactive or console.is_jupyter):
+  if console.is_jupyter or not console.is_interactive:
     bar = _PlainBar(console, total, description, start)
     try:
       yield bar
     finally:
-      bar.show()
+      bar.close()
     return
   # In a narrow terminal the bar and the figures give way, not the times.
   column = rich_table.Column
