@@ -39,6 +39,7 @@ from pynas_jax.deploy import videos
 
 MODELS = Path(__file__).parent / 'models'
 BACKENDS = ('auto', 'xla', 'onnxruntime', 'openvino')
+_LATEST = 1e9  # Seconds, of a frame: 30 years.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,11 +149,11 @@ def _read_flags(argv: Sequence[str]) -> argparse.Namespace:
     'part of a file name',
   )  # fmt: skip
   require(
-    flags.fps is None or 0 < flags.fps < 1000, 'fps', flags.fps,
-    'above 0, below 1000',
+    flags.fps is None or 0.01 <= flags.fps < 1000, 'fps', flags.fps,
+    '0.01 or more, below 1000',
   )  # fmt: skip
-  require(0 <= flags.start < flags.end, 'start', flags.start,
-          f'0 or more, below --end {flags.end:g}')  # fmt: skip
+  require(0 <= flags.start < min(flags.end, _LATEST), 'start', flags.start,
+          f'0 or more, below {min(flags.end, _LATEST):g}, see --end')
   require(flags.max_pixels > 0, 'max_pixels', flags.max_pixels, 'above 0')
   out = flags.output
   require(out.is_dir() or not out.exists(), 'output', str(out), 'a folder')
@@ -200,15 +201,19 @@ def _jobs(flags: argparse.Namespace) -> list[Job]:
     walk = name.rglob('*') if flags.recursive else name.iterdir()
     for path in sorted(walk):
       # Not what an earlier run wrote here; without a suffix its folder tells.
+      inner = path.relative_to(name)
+      is_hidden = any(part.startswith('.') for part in inner.parts)
+      if is_hidden or not path.is_file():
+        continue
       own = path.resolve().is_relative_to(out) and (
         path.stem.endswith(flags.tail)
         if flags.tail else name.resolve() in out.parents
       )
-      if own or not path.is_file():
+      if own:
         continue
       if path.suffix.lower() in suffixes:
-        jobs.append(Job(path, flags.output / path.parent.relative_to(name)))
-      elif not path.name.startswith('.'):
+        jobs.append(Job(path, flags.output / inner.parent))
+      else:
         others[path.suffix.lower() or 'without a suffix'] += 1
   if not jobs:
     raise config_lib.SettingError(
@@ -432,7 +437,10 @@ class _Batch:
       text = f'{report.repeated} frames are damaged and show the one before'
       faults.append(text)
     if faults:
-      text = f'{", ".join(faults)}; {path} has {report.frames} frames'
+      text = (
+        f'{", ".join(faults)}; {path} has {report.frames} frames, and stays as '
+        'it is unless you --overwrite it'
+      )
       self.fail(job, text)
     else:
       self.done += 1

@@ -185,6 +185,18 @@ def test_orientation_is_applied_and_metadata_kept(
     assert new.info['icc_profile'] == PROFILE
 
 
+@pytest.mark.parametrize('target', ['jpg', 'png', 'webp'])
+@pytest.mark.parametrize('source', ['jpg', 'png', 'webp', 'tif'])
+def test_exif_goes_from_format_to_format(tmp_path, source, target):
+  exif = Image.Exif()
+  exif[0x010F] = 'Maker'
+  path = tmp_path / f'a.{source}'
+  Image.fromarray(pixels(8, 16)).save(path, exif=exif)
+  images.write(tmp_path / f'b.{target}', images.read(path))
+  with Image.open(tmp_path / f'b.{target}') as new:
+    assert new.getexif()[0x010F] == 'Maker'
+
+
 XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"/>'
 
 
@@ -419,6 +431,9 @@ def test_names_and_folders(identity, tmp_path, monkeypatch, capsys):
   for name in names:
     write_picture(tmp_path / 'in' / name)
   (tmp_path / 'in' / 'notes.txt').write_text('not for us')
+  (tmp_path / 'in' / '._a.png').write_text('what a Mac leaves beside a.png')
+  (tmp_path / 'in' / 'loop.png').symlink_to('loop.png')
+  write_picture(tmp_path / 'in' / '.thumbnails' / 't.png')
   flags = {'model_path': identity}
   assert run('-i', 'in', **flags) == 0
   assert contents(tmp_path / 'results') == [
@@ -427,6 +442,7 @@ def test_names_and_folders(identity, tmp_path, monkeypatch, capsys):
   assert 'other kinds are left out: 1 .txt.' in capsys.readouterr().err
   assert run('-i', 'in', '--recursive', '-o', 'all', **flags) == 0
   assert 'sub/a_out.png' in contents(tmp_path / 'all')
+  assert len(contents(tmp_path / 'all')) == len(names)
   write_picture(tmp_path / '-n.png')
   assert run('-i', '-n.png', '-o', '-x', suffix='', **flags) == 2
   assert run('-i', '-n.png', '-o', './-x', suffix='', **flags) == 0
@@ -539,8 +555,8 @@ def test_a_jpeg_stays_near_and_keeps_its_profile(identity, tmp_path, kind):
     (['--tile', '-1'], 'tile is -1; expected 0 or more'),
     (['--tile_pad', '-1'], 'tile_pad is -1; expected 0 or more'),
     (['--suffix', '../x'], "suffix is '../x'; expected part of a file name"),
-    (['--fps', '0'], 'fps is 0.0; expected above 0'),
-    (['--fps', 'nan'], 'fps is nan; expected above 0'),
+    (['--fps', '0'], 'fps is 0.0; expected 0.01 or more'),
+    (['--fps', 'nan'], 'fps is nan; expected 0.01 or more'),
     (['--start', '3', '--end', '2'], 'start is 3.0; expected 0 or more'),
     (['--max_pixels', '0'], 'max_pixels is 0; expected above 0'),
     (['--size', '8x8'], "size is '8x8'; expected such as 1280x720"),

@@ -9,6 +9,7 @@ import os
 import pathlib
 import re
 import signal
+import struct
 import subprocess
 import sys
 import threading
@@ -334,6 +335,110 @@ def test_a_part_of_a_video(identity, tmp_path):
     assert psnr(image, old[0][i]) > 38
 
 
+def test_a_part_of_a_broadcast(identity, tmp_path):
+  clip = Clip('a.ts', times=tuple(range(0, 2000, 40)), audio=('mp2',),
+              options=(('g', '50'),))  # fmt: skip
+  source = write_clip(tmp_path / 'a.ts', clip)
+  flags = {'start': 1, 'end': 1.6, 'model_path': identity}
+  assert run('-i', source, '-o', tmp_path, **flags) == 0
+  old, new = look_into(source), look_into(tmp_path / 'a_out.mp4')
+  assert len(new[1]) in (14, 15)  # Sound begins before the picture, or not.
+  assert new[1][0] < 40
+  first = next(i for i, time in enumerate(old[1]) if time >= old[1][0] + 1000)
+  errors = [psnr(new[0][0], image) for image in old[0][first - 3 : first + 2]]
+  assert max(errors) > 34
+
+
+def test_a_broadcast_begins_at_its_beginning(identity, tmp_path):
+  clip = Clip('a.ts', times=tuple(range(9000, 10_000, 40)))
+  source = write_clip(tmp_path / 'a.ts', clip)
+  assert look_into(source)[1][0] >= 9000
+  assert run('-i', source, '-o', tmp_path, model_path=identity) == 0
+  assert look_into(tmp_path / 'a_out.mp4')[1] == list(range(0, 1000, 40))
+
+
+def test_a_recording_that_begins_late_is_whole(identity, tmp_path, capsys):
+  times = tuple(range(30_000, 32_000, 40))
+  source = write_clip(tmp_path / 'a.mkv', Clip('a.mkv', times=times))
+  assert run('-i', source, '-o', tmp_path, model_path=identity) == 0
+  assert look_into(tmp_path / 'a_out.mkv')[1] == list(times)
+  flags = {'start': 1, 'overwrite': True, 'model_path': identity}
+  assert run('-i', source, '-o', tmp_path, **flags) == 0
+  assert look_into(tmp_path / 'a_out.mkv')[1] == list(range(0, 1000, 40))
+  for start, status, said in ((99, 1, 'no frames there'), (1e13, 2, 'below')):
+    flags['start'] = start
+    assert run('-i', source, '-o', tmp_path, **flags) == status
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('right', [1, -1])
+@pytest.mark.parametrize('down', [1, -1])
+@pytest.mark.parametrize('transposed', [False, True])
+def test_frames_are_written_as_they_are_shown(
+  identity, tmp_path, transposed, down, right
+):
+  clip = Clip()
+  source = write_clip(tmp_path / 'a.mp4', clip)
+  content = bytearray(source.read_bytes())
+  at = content.index(b'tkhd') + 44
+  # x, y is shown at a x + c y, b x + d y.
+  a, b, c, d = (0, down, right, 0) if transposed else (right, 0, 0, down)
+  matrix = [a, b, 0, c, d, 0, 0, 0, 1 << 14]
+  content[at : at + 36] = struct.pack('>9i', *(n << 16 for n in matrix))
+  source.write_bytes(content)
+  assert run('-i', source, '-o', tmp_path, model_path=identity) == 0
+  images, *_, rotation = look_into(tmp_path / 'a_out.mp4')
+  assert rotation == 0
+  for expected, image in zip(pictures(clip), images, strict=True):
+    expected = expected.swapaxes(0, 1) if transposed else expected
+    assert psnr(expected[::down, ::right], image) > 36
+
+
+def test_a_trimmed_video_is_whole(identity, tmp_path):
+  clip = Clip(times=tuple(range(0, 2000, 40)))
+  source = write_clip(tmp_path / 'a.mp4', clip)
+  content = bytearray(source.read_bytes())
+  at = content.index(b'elst') + 12  # Its length, in milliseconds.
+  assert struct.unpack_from('>I', content, at) == (2000,)
+  struct.pack_into('>I', content, at, 1000)
+  source.write_bytes(content)
+  assert run('-i', source, '-o', tmp_path, model_path=identity) == 0
+  assert look_into(tmp_path / 'a_out.mp4')[1] == list(range(0, 1000, 40))
+
+
+def test_b_frames_of_avi_come_in_order(identity, tmp_path):
+  clip = Clip('a.avi', times=tuple(range(0, 1200, 40)),
+              options=(('preset', 'slow'),))  # fmt: skip
+  source = write_clip(tmp_path / 'a.avi', clip)
+  assert run('-i', source, '-o', tmp_path, model_path=identity) == 0
+  images, times, *_ = look_into(tmp_path / 'a_out.mp4')
+  assert np.diff(times).tolist() == [40] * 29
+  for expected, image in zip(pictures(clip), images, strict=True):
+    assert psnr(expected, image) > 34
+
+
+def test_what_phones_and_players_look_for_stays(identity, tmp_path):
+  sounds = write_clip(tmp_path / 's.mp4', Clip(audio=('aac', 'aac')))
+  source, place = tmp_path / 'a.mov', 'com.apple.quicktime.location.ISO6709'
+  with av.open(str(sounds)) as old, av.open(
+    str(source), 'w', options={'movflags': 'use_metadata_tags'}
+  ) as new:
+    new.metadata.update({place: '+52.5+013.4/', 'title': 'Beach'})
+    streams = [new.add_stream_from_template(each) for each in old.streams]
+    streams[1].disposition = 0
+    streams[2].disposition = 1  # The one to be played.
+    for packet in old.demux():
+      if packet.size:
+        packet.stream = streams[packet.stream.index]
+        new.mux(packet)
+  assert run('-i', source, '-o', tmp_path, model_path=identity) == 0
+  with av.open(str(tmp_path / 'a_out.mov')) as container:
+    assert container.metadata[place] == '+52.5+013.4/'
+    assert container.metadata['title'] == 'Beach'
+    marks = [int(each.disposition) & 1 for each in container.streams.audio]
+  assert marks == [0, 1]
+
+
 def test_sound_is_cut_with_the_video(identity, tmp_path):
   clip = Clip(audio=('aac',))  # 200 ms of sound, as of frames.
   source = write_clip(tmp_path / 'a.mp4', clip)
@@ -350,6 +455,13 @@ def test_another_frame_rate_leaves_the_sound_out(identity, tmp_path, capsys):
   _, times, sounds, *_ = look_into(tmp_path / 'a_out.mp4')
   assert times == [0, 100, 200, 300, 400, 500]
   assert not sounds
+
+
+def test_sound_that_is_left_out_may_be_longer(identity, tmp_path, monkeypatch):
+  monkeypatch.setattr(videos, 'SLACK', 0.05)
+  clip = Clip(times=(0, 40), audio=('aac',))  # 200 ms of sound.
+  source = write_clip(tmp_path / 'a.mp4', clip)
+  assert run('-i', source, '-o', tmp_path, fps=25, model_path=identity) == 0
 
 
 def test_frames_of_a_pipe(identity, tmp_path):

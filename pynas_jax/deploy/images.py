@@ -143,6 +143,8 @@ def _opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
   except Image.DecompressionBombError:
     raise too_large from None
   except Exception as error:  # Damaged files make decoders raise anything.
+    if getattr(error, 'errno', None):
+      raise ImageError(f'it cannot be read: {error.strerror}') from None
     raise ImageError(f'it is truncated or damaged: {error}') from error
 
 
@@ -281,6 +283,8 @@ def _metadata(
       del exif[tag]
   if exif and 'exif' not in kept:
     kept['exif'] = exif.tobytes()
+  if 'exif' in kept:  # Pillow's writer of JPEG takes it with its name alone.
+    kept['exif'] = b'Exif\0\0' + kept['exif'].removeprefix(b'Exif\0\0')
   if image.format == 'PNG':
     # XMP is kept apart; raw profiles are the EXIF and the like of old programs.
     kept['chunks'] = [

@@ -21,6 +21,7 @@ import io
 import math
 import os
 from pathlib import Path
+import struct
 from typing import BinaryIO
 
 import av
@@ -32,13 +33,19 @@ import numpy as np
 from pynas_jax.deploy import images
 
 SUFFIXES = (
-  '.3gp', '.avi', '.flv', '.m2ts', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg',
-  '.mpg', '.mts', '.ts', '.webm', '.wmv',
+  '.3g2', '.3gp', '.asf', '.avi', '.f4v', '.flv', '.m2ts', '.m4v', '.mkv',
+  '.mov', '.mp4', '.mpeg', '.mpg', '.mts', '.mxf', '.ogv', '.qt', '.ts', '.vob',
+  '.webm', '.wmv',
 )  # fmt: skip
 # MP4 tells times exactly; these are kept as they are, or hold what MP4 cannot.
 _OUTPUT = {'.mkv': '.mkv', '.webm': '.mkv', '.mov': '.mov', '.m4v': '.m4v'}
 _MUXERS = {'.mkv': 'matroska', '.mov': 'mov', '.m4v': 'mp4', '.mp4': 'mp4'}
-_TAGS = {'language', 'title', 'handler_name'}  # Of sound, kept.
+_TAGS = {'language', 'title', 'handler_name'}  # Of a stream, kept.
+# What FFmpeg calls kinds of files. Phones keep place and time in tags of these.
+_TAGGED = ('mov', 'mp4')
+# Of broadcasts: times begin anywhere, and seeking finds no frame to begin with.
+_BROADCAST = ('mpegts', 'mpeg')
+_MATROSKA = 'matroska,webm'
 _CODEC = 'libx264'
 _MAX_SIDE = 16_384  # Pixels, of its frames.
 _MAX_BITS = 10  # Of its colours.
@@ -90,22 +97,45 @@ class Report:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Look:
-  """How frames are stored: pixels, and FFmpeg's numbers of their colours.
+class _Pose:
+  """How frames are to be shown: transposed first, and mirrored then."""
 
-  Attributes:
-    turned: Whether what is shown has height and width exchanged.
-  """
+  transposed: bool = False
+  left_right: bool = False
+  up_down: bool = False
+
+  @classmethod
+  def of(cls, frame: av.VideoFrame) -> _Pose:
+    data = frame.side_data.get(SideDataType.DISPLAYMATRIX)
+    if data is None:
+      return cls()
+    # A pixel at x, y is shown at a x + c y, b x + d y.
+    a, b, _, c, d, *_ = struct.unpack('<9i', bytes(data))
+    if abs(a) + abs(d) < abs(b) + abs(c):
+      return cls(True, c < 0, b < 0)
+    return cls(False, a < 0, d < 0)
+
+  def show(self, image: np.ndarray) -> np.ndarray:
+    """Returns a picture, [H, W, C], as it is to be seen."""
+    image = image.swapaxes(0, 1) if self.transposed else image
+    image = image[:, ::-1] if self.left_right else image
+    image = image[::-1] if self.up_down else image
+    return np.ascontiguousarray(image)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Look:
+  """How frames are stored: pixels, and FFmpeg's numbers of their colours."""
 
   format: av.VideoFormat
-  turned: bool
+  pose: _Pose
   matrix: int
   range: int
   primaries: int
   transfer: int
 
   @classmethod
-  def of(cls, frame: av.VideoFrame) -> _Look:
+  def of(cls, frame: av.VideoFrame, pose: _Pose) -> _Look:
     matrix, range_ = frame.colorspace, frame.color_range
     small = frame.height <= _MAX_BT601[0] and frame.width <= _MAX_BT601[1]
     if matrix == _UNSPECIFIED and small:
@@ -115,8 +145,7 @@ class _Look:
     elif len(frame.format.components) == 1:
       range_ = _FULL  # FFmpeg takes gray for that, whatever it is tagged.
     return cls(
-      frame.format, bool(frame.rotation % 180), matrix, range_,
-      frame.color_primaries, frame.color_trc,
+      frame.format, pose, matrix, range_, frame.color_primaries, frame.color_trc
     )  # fmt: skip
 
   @property
@@ -233,7 +262,7 @@ def expected_frames(path: Path, *, start: float, end: float) -> int:
   """Returns about how many frames are between two times, in seconds."""
   with _opened(path) as container:
     stream = _video_of(container)
-    seconds = (container.duration or 0) / av.time_base
+    seconds = _length(container)
     rate = float(stream.average_rate or 0)
     if seconds and (start > 0 or end < seconds):
       return max(1, round((min(end, seconds) - start) * rate))
@@ -257,6 +286,14 @@ def _video_of(container: av.container.InputContainer) -> av.VideoStream:
   return container.streams.best('video')
 
 
+def _length(container: av.container.InputContainer) -> float:
+  """Returns the stated length in seconds; 0 if none is."""
+  length = container.duration or 0
+  if container.format.name == _MATROSKA:  # It states the end.
+    length -= container.start_time or 0
+  return max(0, length) / av.time_base
+
+
 def _converter() -> Callable[..., av.VideoFrame]:
   """Returns a function that changes the format of frames."""
   # One for all frames: each would make tables and threads of its own.
@@ -272,11 +309,14 @@ class _Decoder:
   def __init__(self, stream: av.VideoStream, report: Report):
     self._report = report
     self._context = stream.codec_context
-    self._step = round(1 / (stream.time_base * (stream.average_rate or 25)))
+    # Its packets have the times of decoding, and frames those of packets.
+    self._is_avi = stream.container.format.name == 'avi'
+    self._pose = _Pose()
+    self.step = round(1 / (stream.time_base * (stream.average_rate or 25)))
     self._convert = _converter()
     self._due: list[int] = []  # Times of packets whose frames are to come.
     self._failed = 0  # Packets of which there will be none.
-    self._last = -self._step
+    self._last = -self.step
 
   def decode(self, packet: av.Packet | None) -> Iterator[_Frame]:
     """Yields the frames that a packet completes; None completes the last."""
@@ -291,23 +331,32 @@ class _Decoder:
       yield from self._frames(frame)
     if packet is None:
       for time in sorted(self._due)[: self._failed]:
-        yield _Frame(time, self._step)
+        yield _Frame(time, self.step)
 
   def _frames(self, frame: av.VideoFrame) -> Iterator[_Frame]:
     """Yields those that are missing before a frame, and the frame."""
-    time = self._last + self._step if frame.pts is None else frame.pts
+    time = self._last + self.step if frame.pts is None else frame.pts
+    if self._is_avi and self._due:
+      time = self._due[0]
     while self._due and self._due[0] <= time:
       missing = heapq.heappop(self._due)
       if missing < time and self._failed:
         self._failed -= 1
-        yield _Frame(missing, self._step)
+        yield _Frame(missing, self.step)
     if self._last < 0:  # PyAV frees no frame at once whose side data are read.
       self._report.left_out.update(_lost(frame))
+      self._pose = _Pose.of(frame)
     self._last = time
-    look = _Look.of(frame)
-    rgb = self._convert(frame, format=look.planes).to_ndarray()
-    image = np.ascontiguousarray(np.rot90(rgb, frame.rotation // 90))
-    yield _Frame(time, frame.duration or self._step, image, look)
+    look = _Look.of(frame, self._pose)
+    try:
+      image = self._convert(frame, format=look.planes).to_ndarray()
+    except av.FFmpegError as error:
+      raise VideoError(
+        f'its colours, {frame.format.name} by matrix {look.matrix}, cannot be '
+        f'converted: {error.strerror}'
+      ) from error
+    image = self._pose.show(image)
+    yield _Frame(time, frame.duration or self.step, image, look)
 
 
 def _read(
@@ -322,8 +371,12 @@ def _read(
   video = _video_of(container)
   decoder = _Decoder(video, report)
   origin = (container.start_time or 0) / av.time_base
-  length = (container.duration or 0) / av.time_base
-  if start > 0:
+  length = _length(container)
+  reading = {video, *copied}
+  if len(reading) <= len(container.streams.audio):  # Some of it is left out.
+    lengths = [float((x.duration or 0) * x.time_base) for x in reading]
+    length = min(length, max(lengths)) if all(lengths) else 0.0
+  if start > 0 and container.format.name not in _BROADCAST:
     container.seek(int((origin + start) * av.time_base))
 
   def seconds(time: int | None, unit: Fraction) -> float:
@@ -339,7 +392,6 @@ def _read(
       if is_inside(frame.time, video.time_base):
         yield frame
 
-  reading = {video, *copied}
   packets, reached = 0, 0.0
   try:
     for packet in container.demux(*reading):
@@ -360,9 +412,10 @@ def _read(
       elif is_inside(time, unit):
         yield packet
     else:
-      # AVI counts frames that it leaves out, too.
+      # AVI counts frames that it leaves out, too, and MP4 those cut away.
       is_counted = not start and container.format.name != 'avi'
-      if is_counted and packets < video.frames:
+      is_short = reached < length - 2 * decoder.step * video.time_base
+      if is_counted and is_short and packets < video.frames:
         report.fault = f'{packets} of {video.frames} frames are there'
       elif reached < length - SLACK:
         report.fault = f'it ends after {reached:.2f} of {length:.2f} seconds'
@@ -385,7 +438,9 @@ class _Encoder:
     fps: float | None,
     start: float,
   ):
-    self._output, self._report, self._start = output, report, start
+    self._output, self._report, self._begin = output, report, start
+    if start or container.format.name in _BROADCAST:
+      self._begin += (container.start_time or 0) / av.time_base
     self._source, self._copied = _video_of(container), copied
     self._rate = fps and Fraction(fps).limit_denominator(1001 * 60)
     self._unit = 1 / self._rate if self._rate else self._source.time_base
@@ -416,7 +471,7 @@ class _Encoder:
       self._output.mux(self._video.encode())
 
   def _packet(self, packet: av.Packet) -> None:
-    shift = round(self._start / packet.time_base)
+    shift = round(self._begin / packet.time_base)
     packet.pts, packet.dts = (
       None if time is None else time - shift
       for time in (packet.pts, packet.dts)
@@ -437,7 +492,7 @@ class _Encoder:
     if self._rate:
       frame.pts = self._report.frames
     else:
-      time = item.time - round(self._start / self._unit)
+      time = item.time - round(self._begin / self._unit)
       if item.time < self._latest:
         self._report.fault = 'its times jump back, as of videos joined'
       self._latest = max(item.time, self._latest)
@@ -449,8 +504,7 @@ class _Encoder:
   def _add_sound(self, source: av.AudioStream) -> av.AudioStream:
     """Returns the stream for packets of one of the source."""
     stream = self._output.add_stream_from_template(source)
-    for name in _TAGS & source.metadata.keys():
-      stream.metadata[name] = source.metadata[name]
+    _copy_tags(source, stream)
     return stream
 
   def _add_video(self, first: _Frame) -> av.VideoStream:
@@ -473,8 +527,16 @@ class _Encoder:
     context.color_primaries, context.color_trc = look.primaries, look.transfer
     shape = source.sample_aspect_ratio
     if shape and shape != 1:
-      context.sample_aspect_ratio = 1 / shape if look.turned else shape
+      is_turned = look.pose.transposed
+      context.sample_aspect_ratio = 1 / shape if is_turned else shape
+    _copy_tags(source, video)
     return video
+
+
+def _copy_tags(source: av.stream.Stream, stream: av.stream.Stream) -> None:
+  stream.disposition = source.disposition
+  for name in _TAGS & source.metadata.keys():
+    stream.metadata[name] = source.metadata[name]
 
 
 def restore_video(
@@ -524,8 +586,10 @@ def restore_video(
       items = ahead(_read(container, copied, report, start=start, end=end))
       items = _restore(items, enhance)
       try:
+        muxer = _MUXERS[target.suffix]
+        options = {'movflags': 'use_metadata_tags'} if muxer in _TAGGED else {}
         with av.open(
-          f'file:{partial}', 'w', format=_MUXERS[target.suffix]
+          f'file:{partial}', 'w', format=muxer, options=options
         ) as output, contextlib.closing(items):
           output.set_chapters(chapters)
           encoder = _Encoder(
