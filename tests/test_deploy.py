@@ -51,6 +51,8 @@ def test_output_has_the_shape_and_type_of_the_input(restore, shape):
   assert as_float.min() >= 0
   assert as_float.max() <= 1
   np.testing.assert_array_equal(np.round(as_float * 255), restored)
+  half = jax.numpy.asarray(image / 255, jax.numpy.bfloat16)
+  np.testing.assert_array_equal(restore(half), restore(half.astype('float32')))
 
 
 def test_the_input_is_left_alone_though_its_buffer_is_donated(restore):

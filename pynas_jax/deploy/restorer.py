@@ -225,6 +225,8 @@ class Restorer:
         be meant to be in [0, 1].
     """
     image = np.asarray(image)
+    if image.dtype == jax.numpy.bfloat16:  # No float to NumPy.
+      image = image.astype(np.float32)
     is_image = image.ndim in (3, 4) and image.shape[-1] == 3 and image.size
     if not is_image or image.dtype.kind not in 'fu' or (
       image.dtype.kind == 'u' and image.dtype != np.uint8
