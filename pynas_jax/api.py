@@ -134,21 +134,28 @@ def _is_free(
 
   Such settings change what is done with the networks in it, not the networks.
   """
-  is_searched = (workdir / hierarchical.TRIALS).exists()
-  is_trained = (workdir / restorer_lib.CHECKPOINTS).exists()
+  is_searched, is_trained = _holds(workdir)
   if name in ('benchmark.height', 'benchmark.width'):
     return not is_searched  # The costs of candidates are those of one frame.
   if name in _MORE_TRIALS:
     return searches and not is_trained
-  if name == 'genotype':
-    return config.mode == 'evaluate'
   if name == 'checkpoint':  # What is scored in a folder for scores alone.
-    return not (is_searched or is_trained)
-  if name == 'data.root':  # Images are known by their names.
-    return config.data.name == 'folder' and check.DRAWN in check.recall(workdir)
-  # The number of threads that load images changes none of them.
-  is_other = name in ('mode', 'data.num_threads')
+    return not (config.checkpoint and (is_searched or is_trained))
+  if name == 'train.start_from':
+    return searches  # It is not read.
+  if name == 'data.root':  # Images are known by their names and sizes.
+    is_known = check.LEARNT in check.recall(workdir)
+    return config.data.name == 'folder' and is_known
+  # Architectures are compared themselves. Neither the number of threads that
+  # load images nor the tiles of a test change what is learnt.
+  is_other = name in ('mode', 'genotype', 'data.num_threads', 'data.eval_patch')
   return is_other or name.startswith('benchmark.')
+
+
+def _holds(workdir: Path) -> tuple[bool, bool]:
+  """Returns whether a directory holds a search, and whether a training."""
+  names = (hierarchical.TRIALS, restorer_lib.CHECKPOINTS)
+  return tuple((workdir / name).exists() for name in names)
 
 
 def open_workdir(
@@ -202,7 +209,9 @@ def open_workdir(
     if changed:
       raise config_lib.SettingError(
         f'{workdir} holds a run with other settings: {"; ".join(changed)}. Use '
-        'another workdir, or delete this one to start anew.'
+        'another workdir'
+        + (', or delete this one to start anew.' if splits == sources.SPLITS
+           else '.')
       )
   root = config.data.name == 'folder' and Path(config.data.root).expanduser()
   config_lib.require(
@@ -213,7 +222,7 @@ def open_workdir(
     config, workdir=workdir, splits=splits, searches=searches
   )
   workdir.mkdir(parents=True, exist_ok=True)
-  if config.mode != 'evaluate' or not path.exists():
+  if config.mode != 'evaluate' or not any(_holds(workdir)):
     write_json(path, new)
   return workdir
 

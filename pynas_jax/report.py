@@ -14,6 +14,7 @@ import collections
 from collections.abc import Mapping, Sequence
 import itertools
 import json
+import numbers
 from pathlib import Path
 import statistics
 import sys
@@ -28,9 +29,12 @@ from pynas_jax import plot
 BYTES_PER_PARAM = 4  # Sizes are of float32 weights, in 1e6 bytes.
 # Of the files of a run, what is read here.
 _KEYS = {
-  'report': {'task', 'dataset', 'params', 'psnr', 'ssim_3d'},
-  'scores': {'mean', 'sequences'},
-}
+  'report': {
+    'task': str, 'dataset': str, 'params': numbers.Real, 'psnr': numbers.Real,
+    'ssim_3d': numbers.Real,
+  },
+  'scores': {'mean': dict, 'sequences': dict},
+}  # fmt: skip
 # Of networks, in the results of random_vs_search.
 GROUPS = ('found', 'random', 'random_equal_cost', 'trivial')
 # PyNAS Table 1: model, PSNR in dB, SSIM, size in MB, time at 720p in ms.
@@ -81,9 +85,9 @@ def read_run(workdir: Path) -> dict[str, Any]:
     path = workdir / f'{key}.json'
     try:
       run[key] = json.loads(path.read_text())
-      missing = keys - run[key].keys()
-      if missing:
-        raise ValueError(f'it has no {", ".join(sorted(missing))}')
+      for name, kind in keys.items():
+        if not isinstance(run[key].get(name), kind):
+          raise ValueError(f'its {name} is {run[key].get(name)!r}')
     except (OSError, ValueError, AttributeError) as error:
       raise config_lib.SettingError(
         f'--runs has {workdir}, but {path} cannot be read: {error}. Expected '
@@ -103,7 +107,7 @@ def _name(workdir: Path, task: str) -> str:
   'a (super-resolution x2, luminance)'
   """
   name = workdir.resolve().name
-  if task == 'deblurring':
+  if task in ('deblurring', 'deblur'):  # The latter of older runs.
     return name
   of = ', luminance' if task.startswith('super-resolution') else ''
   return f'{name} ({task}{of})'

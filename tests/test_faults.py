@@ -180,7 +180,7 @@ def test_what_was_good_is_not_decoded_again(good, tmp_path, monkeypatch):
   config, workdir = config_of(good), tmp_path / 'run'
   check.check_data(config, workdir=workdir)
   memory = json.loads((workdir / check.CHECKED).read_text())
-  assert memory.keys() == {check.DRAWN, 'train+validation+test'}
+  assert memory.keys() == {check.LEARNT, 'train+validation+test'}
 
   def refuse(*args, **kwargs):
     raise AssertionError('decoded again')

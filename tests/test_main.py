@@ -420,7 +420,7 @@ def test_a_network_is_scored_in_the_arithmetic_of_its_training(tmp_path):
     ('train', {'genotype': 'dmphn', 'checkpoint': 'fast'}, 'checkpoint is'),
     ('benchmark', {'genotype': 'dmphn', 'checkpoint': 'fast'},
      'checkpoint is'),
-    ('search', {'search.max_latency_ms': 1e-4}, 'smallest network takes'),
+    ('search', {'search.max_latency_ms': 1e-4}, 'fastest of'),
   ],
 )  # fmt: skip
 def test_settings_that_a_task_has_no_use_for(mode, settings, words, tmp_path):
@@ -448,8 +448,8 @@ def test_a_search_goes_on_with_more_trials(tmp_path):
     api.search(config, workdir=tmp_path)
 
 
-def make_photos(root, num_photos=12):
-  rng = np.random.default_rng(0)
+def make_photos(root, num_photos=12, seed=0):
+  rng = np.random.default_rng(seed)
   root.mkdir(parents=True)
   for i in range(num_photos):
     pixels = rng.integers(0, 256, (40, 44, 3), dtype=np.uint8)
@@ -504,6 +504,8 @@ def test_scores_of_one_network_give_way_to_those_of_the_next(tmp_path):
     assert read(tmp_path)['params'] == (
       api.describe_size(api.load(name).genotype)['params']
     )
+    settings = json.loads((tmp_path / 'config.json').read_text())
+    assert settings['checkpoint'] == name
 
 
 def test_a_workdir_among_the_images_is_refused(tmp_path):
@@ -515,8 +517,45 @@ def test_a_workdir_among_the_images_is_refused(tmp_path):
   with pytest.raises(config_lib.SettingError, match='pictures are data'):
     api.open_workdir(inside, config)
   assert not inside.exists()
+  hidden = tmp_path / 'photos' / '.runs' / 'a'
+  api.open_workdir(hidden, config)
   config.data.root = str(tmp_path / 'pairs')
   api.open_workdir(tmp_path / 'pairs' / 'runs' / 'a', config)
+
+
+def test_a_workdir_beside_folders_of_pairs_is_not_among_them(tmp_path):
+  for name in ('blur', 'sharp'):
+    make_photos(tmp_path / name)
+  config = config_lib.shrink(config_lib.base())
+  config.data.name, config.data.root = 'folder', str(tmp_path)
+  api.open_workdir(tmp_path / 'runs' / 'a', config)
+  with pytest.raises(config_lib.SettingError, match='pictures are data'):
+    api.open_workdir(tmp_path / 'blur' / 'runs', config)
+
+
+def test_a_run_knows_its_images_by_names_and_sizes(tmp_path):
+  first, second = tmp_path / 'a', tmp_path / 'b'
+  for seed, part in enumerate(('train', 'test')):
+    make_photos(first / part, seed=seed)
+  shutil.copytree(first, second)
+  config = config_lib.shrink(config_lib.base())
+  for root in (first, second):  # It has been moved.
+    config.data.name, config.data.root = 'folder', str(root)
+    api.open_workdir(tmp_path / 'run', config)
+  shutil.copy(second / 'test' / '0.png', second / 'test' / 'a.png')
+  config.data.eval_patch = 32
+  api.open_workdir(tmp_path / 'run', config)  # It learns nothing of these.
+  Image.new('RGB', (44, 40)).save(second / 'train' / '0.png')
+  with pytest.raises(config_lib.SettingError, match='began with'):
+    api.open_workdir(tmp_path / 'run', config)
+
+
+def test_an_architecture_may_be_named_otherwise(tmp_path):
+  config = config_lib.shrink(config_lib.base())
+  config.genotype, config.checkpoint = 'dmphn-1-2', 'fast'  # As once allowed.
+  api.open_workdir(tmp_path, config)
+  config.genotype = config.checkpoint = ''
+  api.open_workdir(tmp_path, config)
 
 
 def test_a_run_of_before_a_setting_goes_on_with_its_default(tmp_path):

@@ -279,3 +279,12 @@ def test_the_hub_is_read_from_its_cache(published, tmp_path):
   for name in ('someone/other', 'someone/sharp/x', '../sharp'):
     with pytest.raises(LoadError, match=f'{name} is no folder'):
       Restorer.from_pretrained(name, **options)
+
+
+def test_what_is_saved_keeps_its_task(tmp_path):
+  network = load('fast')
+  saved = load(network.save(tmp_path / 'saved'))
+  assert saved.card.task == network.card.task
+  plain = Restorer(network.genotype, network.params)
+  text = (plain.save_pretrained(tmp_path / 'plain') / 'README.md').read_text()
+  assert text.count('- image-restoration\n') == 1

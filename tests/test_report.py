@@ -71,6 +71,18 @@ def test_a_run_becomes_all_tables_and_figures(run, tmp_path, capsys):
     assert pixels.std() > 5
 
 
+@pytest.mark.parametrize(
+  ('name', 'value'), [('task', None), ('psnr', 'x'), ('params', [])]
+)
+def test_reports_of_other_types_are_named(run, tmp_path, capsys, name, value):
+  other = shutil.copytree(run, tmp_path / 'other')
+  path = other / 'report.json'
+  path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
+  out = tmp_path / 'out'
+  assert report.main(['--runs', str(other), '--out', str(out)]) == 2
+  assert f'its {name} is {value!r}' in capsys.readouterr().err
+
+
 def test_a_folder_that_cannot_be_made_is_named(run, tmp_path, capsys):
   (tmp_path / 'file').touch()
   out = tmp_path / 'file' / 'out'

@@ -351,6 +351,19 @@ def test_errors_in_the_code_are_not_failures_of_a_trial(tmp_path, monkeypatch):
     small_search(tmp_path)
 
 
+def test_one_network_that_is_fast_enough_lets_a_search_begin(monkeypatch):
+  config = config_lib.shrink(config_lib.base())
+  config.search.schemes, config.search.max_latency_ms = ('1', '1-2'), 5.0
+  times = iter([6.0, 5.0, 7.0, 6.5])
+  monkeypatch.setattr(
+    cost, 'measure', lambda *unused: {'latency_ms': next(times)}
+  )
+  proposals = schemes.choices(config)
+  hierarchical.check_latency(proposals, config)
+  with pytest.raises(config_lib.SettingError, match='2 schemes takes 6.5 ms'):
+    hierarchical.check_latency(proposals, config)
+
+
 def test_limits_decide_who_may_win(tmp_path):
   settings = {'schemes': ('1', '1-2'), 'num_trials': 2}
   found = small_search(tmp_path / 'a', **settings)

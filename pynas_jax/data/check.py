@@ -10,7 +10,6 @@ same check runs before search, training and evaluation.
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from pynas_jax.data import pipeline
 from pynas_jax.data import sources
 
 CHECKED = 'data_check.json'  # In a workdir: what was found to be good.
-DRAWN = 'drawn'  # In it, beside the splits: which image is in which.
+LEARNT = 'learnt'  # In it, beside the splits: of which images a run learns.
 
 
 def check_data(
@@ -59,17 +58,18 @@ def check_data(
     for split in sources.search_splits(data) if searches else ('train',):
       source = sources.make_training_source(data, split, seed=config.seed)
       pipeline.check_crop(config, source, data.crop)
-    # Refining a search compares the loss on validation crops.
-    for group, name in itertools.product(
-      ('search', 'train'), ('crop', 'eval_crop')
-    ):
+    computed = [('search', 'crop'), ('train', 'crop')]
+    if searches and config.search.refine_passes:  # On validation crops.
+      computed.append(('search', 'eval_crop'))
+    for group, name in computed:
       loss = config[group].loss
       config_lib.require(
         'ssim' not in loss or data[name] >= metrics.WINDOW, f'data.{name}',
         data[name], f'{metrics.WINDOW} or more, the window of {group}.loss '
         f'{loss!r}',
       )  # fmt: skip
-  if 'validation' in found:
+  # Scores of what has begun stay as they are: of smaller crops.
+  if 'validation' in found and not _has_begun(workdir):
     least = min(data.crop, data.eval_crop)
     small = sources.smaller_than(
       pipeline.scored(found['validation'], data), least
@@ -105,8 +105,12 @@ def _check_folder(
   root = Path(data.root).expanduser()
   pairs, faults = sources.list_pairs(data)
   owners = sources.split_of(pairs, data, seed=seed)
-  names = sorted(zip((pair.name for pair in pairs), owners, strict=True))
-  drawn = hashlib.sha256(json.dumps(names).encode()).hexdigest()
+  # Copies elsewhere have the same names and sizes, other images seldom both.
+  kept = sorted(
+    (pair.name, owner, [path.stat().st_size for path in pair.files])
+    for pair, owner in zip(pairs, owners, strict=True) if owner != 'test'
+  )  # fmt: skip
+  learnt = hashlib.sha256(json.dumps(kept).encode()).hexdigest()
   read = [i for i, split in enumerate(owners) if split in splits]
   pairs, owners = [pairs[i] for i in read], [owners[i] for i in read]
   digest = hashlib.sha256(json.dumps(owners).encode())
@@ -114,18 +118,16 @@ def _check_folder(
     stat = path.stat()
     digest.update(f'{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n'.encode())
   good = recall(workdir)
-  # What refused to begin has no settings yet, and may be mended.
-  has_begun = workdir and (workdir / 'config.json').exists()
-  if has_begun and good.get(DRAWN, drawn) != drawn:
+  if _has_begun(workdir) and good.get(LEARNT, learnt) != learnt:
     raise config_lib.SettingError(
-      f'data.root is {data.root!r}, whose images are not those that the run in '
-      f'{workdir} began with: other ones would be held out. Use another '
+      f'data.root is {data.root!r}, whose images for training and validation '
+      f'are not those that the run in {workdir} began with. Use another '
       'workdir, or put back what was there.'
     )
   found = {'+'.join(splits): digest.hexdigest()}
   is_new = bool(found.items() - good.items())
   if 'train' in splits:
-    found[DRAWN] = drawn
+    found[LEARNT] = learnt
   if faults or is_new:
     faults = faults + faults_lib.find_faults(pairs, owners, root=root)
   if faults:
@@ -136,11 +138,15 @@ def _check_folder(
     logbook.write_json(workdir / CHECKED, good | found)
 
 
+def _has_begun(workdir: Path | None) -> bool:
+  """Returns whether there is a run; what refused to begin may be mended."""
+  return workdir is not None and (workdir / 'config.json').exists()
+
+
 def recall(workdir: Path | None) -> dict[str, str]:
   """Returns what a workdir remembers of its images; {} if nothing.
 
-  Its keys are the splits that were found to be good, and DRAWN if images were
-  drawn for a training.
+  Its keys are the splits that were found to be good, and LEARNT of a training.
   """
   try:
     return dict(json.loads((workdir / CHECKED).read_text())) if workdir else {}

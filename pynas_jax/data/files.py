@@ -216,7 +216,21 @@ def is_looked_in(root: Path, folder: Path) -> bool:
     folder: Perhaps somewhere in it.
   """
   folder = folder.resolve()
-  return any(folder.is_relative_to(top.resolve()) for top, _ in _tops(root))
+  for top, _ in _tops(root):
+    top = top.resolve()
+    if folder.is_relative_to(top):
+      if any(map(_is_hidden, folder.relative_to(top).parts)):
+        continue
+      pairs, _ = find_pairs(root)
+      # Where there are pairs, only their folders are.
+      found = {path.parent.resolve() for pair in pairs for path in pair.files}
+      is_paired = bool(pairs) and pairs[0].blurred is not None
+      return not is_paired or not found.isdisjoint([folder, *folder.parents])
+  return False
+
+
+def _is_hidden(name: str) -> bool:
+  return name.startswith('.') or name == '__MACOSX'
 
 
 def match(
@@ -270,10 +284,7 @@ def _folders(top: Path) -> Iterator[Path]:
   seen = set()
   for parent, names, _ in os.walk(top, followlinks=True):
     real = os.path.realpath(parent)
-    names[:] = sorted(
-      name for name in names
-      if not name.startswith('.') and name != '__MACOSX'
-    )  # fmt: skip
+    names[:] = sorted(name for name in names if not _is_hidden(name))
     if real in seen:
       names.clear()
     else:

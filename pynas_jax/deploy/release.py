@@ -389,11 +389,12 @@ def _slug(text: str) -> str:
 def _readme(genotype: Genotype, card: Card, directory: Path) -> str:
   """Returns the model card, with the header that the hub reads."""
   params, macs = space_of(genotype).count(genotype, height=720, width=1280)
+  tags = dict.fromkeys(('image-restoration', _slug(card.task)))
   parts = [
     '---\n' + (f'license: {card.license}\n' if card.license else '')
     + 'library_name: pynas-jax\n'
-    'pipeline_tag: image-to-image\ntags:\n- image-restoration\n'
-    f'- {_slug(card.task)}\n---',
+    'pipeline_tag: image-to-image\ntags:\n'
+    + ''.join(f'- {tag}\n' for tag in tags) + '---',
     f'# {directory.resolve().name}: {card.task}',
     f'A network of the `{genotype.space}` space, {params:,} parameters, '
     f'{macs / 1e9:.2f} GMAC for a 720p frame.',

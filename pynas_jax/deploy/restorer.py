@@ -269,7 +269,8 @@ class Restorer:
       checkpoints.save(
         1,
         arrays={'params': self.params},
-        meta={'genotype': self.genotype.to_dict()},
+        meta={'genotype': self.genotype.to_dict()}
+        | ({'task': self.card.task} if self.card else {}),
       )
     return directory
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 import functools
 import json
+import math
 from pathlib import Path
 import time
 from typing import Any, NamedTuple
@@ -245,8 +246,7 @@ def check_latency(
   """Checks that some network may keep the limit of time, before a search.
 
   Raises:
-    SettingError: If the one with the fewest multiply-adds is too slow, even
-      without cells.
+    SettingError: If all are too slow, even without cells.
   """
   limit = config.search.max_latency_ms
   if not limit:
@@ -254,14 +254,19 @@ def check_latency(
   networks = [cost.skeleton(p.scheme, p.apply(config)) for p in proposals]
   if None in networks:
     return  # The space has no network without cells.
-  costs = cost.measure(
-    min(networks, key=lambda g: cost.count(g, config)['gmacs']), config
+  # Not always the fastest first, but often.
+  networks.sort(key=lambda genotype: cost.count(genotype, config)['gmacs'])
+  fastest = math.inf
+  for genotype in networks:
+    fastest = min(fastest, cost.measure(genotype, config)['latency_ms'])
+    if fastest <= limit:
+      return
+  raise config_lib.SettingError(
+    f'search.max_latency_ms is {limit}, but without cells the fastest of '
+    f'{len(networks)} schemes takes {fastest:.4g} ms at benchmark.height and '
+    'width. Raise the limit, or add smaller search.base_widths or '
+    'search.schemes.'
   )
-  config_lib.require(
-    costs['latency_ms'] <= limit, 'search.max_latency_ms', limit,
-    f'more than the {costs["latency_ms"]:.3g} ms that the smallest network '
-    'takes without cells, at benchmark.height and width',
-  )  # fmt: skip
 
 
 def next_proposal(
