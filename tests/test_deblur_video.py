@@ -511,14 +511,22 @@ def test_processes_do_not_write_to_the_same_file(identity, tmp_path):
   clip = Clip(times=tuple(range(0, 12_000, 40)))
   source, out = write_clip(tmp_path / 'a.mp4', clip), tmp_path / 'out'
   command = (*COMMAND, '-i', source, '-o', out, '--model_path', identity)
-  both = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-          for _ in range(2)]  # fmt: skip
-  while len(list(out.glob('a_out.mp4.*.tmp'))) < 2:
-    assert both[0].poll() is None
-    time.sleep(0.01)
-  both[1].terminate()
-  said = [process.communicate()[1] for process in both]
-  assert both[0].returncode == 0, said[0]
+
+  def begin(files):
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while len(list(out.glob('a_out.mp4.*.tmp'))) < files:
+      assert process.poll() is None
+      time.sleep(0.01)
+    return process
+
+  first = begin(1)
+  first.send_signal(signal.SIGSTOP)  # Until the other one has begun.
+  other = begin(2)
+  other.terminate()
+  other.communicate()
+  first.send_signal(signal.SIGCONT)
+  _, said = first.communicate()
+  assert first.returncode == 0, said
   assert os.listdir(out) == ['a_out.mp4']
   assert len(look_into(out / 'a_out.mp4')[0]) == 300
 
