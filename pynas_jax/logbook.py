@@ -311,7 +311,8 @@ def progress(
 ) -> Iterator[_RichBar | _PlainBar]:
   """Shows how far a loop is, and how long it will take.
 
-  Draws a bar in a terminal, and prints plain lines elsewhere.
+  Draws a bar in a terminal, and prints plain lines elsewhere; in a notebook it
+  is one, overwritten.
 
   Args:
     total: Steps of the loop.

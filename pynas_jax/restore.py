@@ -152,8 +152,9 @@ def _read_flags(argv: Sequence[str]) -> argparse.Namespace:
     flags.fps is None or 0.01 <= flags.fps < 1000, 'fps', flags.fps,
     '0.01 or more, below 1000',
   )  # fmt: skip
-  require(0 <= flags.start < min(flags.end, _LATEST), 'start', flags.start,
-          f'0 or more, below {min(flags.end, _LATEST):g}, see --end')
+  end = min(flags.end, _LATEST)
+  require(0 <= flags.start < end, 'start', flags.start,
+          f'0 or more, below {end:g}, see --end')  # fmt: skip
   require(flags.max_pixels > 0, 'max_pixels', flags.max_pixels, 'above 0')
   out = flags.output
   require(out.is_dir() or not out.exists(), 'output', str(out), 'a folder')
@@ -200,11 +201,10 @@ def _jobs(flags: argparse.Namespace) -> list[Job]:
       continue
     walk = name.rglob('*') if flags.recursive else name.iterdir()
     for path in sorted(walk):
-      # Not what an earlier run wrote here; without a suffix its folder tells.
       inner = path.relative_to(name)
-      is_hidden = any(part.startswith('.') for part in inner.parts)
-      if is_hidden or not path.is_file():
+      if files.is_hidden(inner) or not path.is_file():
         continue
+      # Not what an earlier run wrote here; without a suffix its folder tells.
       own = path.resolve().is_relative_to(out) and (
         path.stem.endswith(flags.tail)
         if flags.tail else name.resolve() in out.parents

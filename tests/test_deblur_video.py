@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from fractions import Fraction
 import itertools
@@ -120,6 +121,20 @@ def write_clip(path, clip):
   return path
 
 
+@contextlib.contextmanager
+def remuxed(source, target, **options):
+  """Copies a video; yields the new one, to be described before packets come."""
+  with av.open(str(source)) as old, av.open(
+    str(target), 'w', options=options
+  ) as new:
+    streams = [new.add_stream_from_template(each) for each in old.streams]
+    yield new
+    for packet in old.demux():
+      if packet.size:
+        packet.stream = streams[packet.stream.index]
+        new.mux(packet)
+
+
 def look_into(path):
   """Returns the frames, their times, the sounds' packets, and the format."""
   with av.open(f'file:{path}') as container:
@@ -189,15 +204,11 @@ def test_languages_and_chapters_stay(identity, tmp_path, capsys):
   chapter = {'id': 1, 'start': 0, 'end': 120, 'time_base': MILLISECOND,
              'metadata': {'title': 'Beach'}}  # fmt: skip
   source = tmp_path / 'a.mkv'
-  with av.open(str(whole)) as old, av.open(str(source), 'w') as new:
-    streams = [new.add_stream_from_template(each) for each in old.streams]
-    for stream, language in zip(streams, ('und', 'deu', 'fra'), strict=True):
+  with remuxed(whole, source) as new:
+    languages = ('und', 'deu', 'fra')
+    for stream, language in zip(new.streams, languages, strict=True):
       stream.metadata.update(language=language, title=f'In {language}')
     new.set_chapters([chapter])
-    for packet in old.demux():
-      if packet.size:
-        packet.stream = streams[packet.stream.index]
-        new.mux(packet)
   assert run('-i', source, '-o', tmp_path, model_path=identity) == 0
   with av.open(str(tmp_path / 'a_out.mkv')) as container:
     first, *sounds = container.streams
@@ -420,17 +431,10 @@ def test_b_frames_of_avi_come_in_order(identity, tmp_path):
 def test_what_phones_and_players_look_for_stays(identity, tmp_path):
   sounds = write_clip(tmp_path / 's.mp4', Clip(audio=('aac', 'aac')))
   source, place = tmp_path / 'a.mov', 'com.apple.quicktime.location.ISO6709'
-  with av.open(str(sounds)) as old, av.open(
-    str(source), 'w', options={'movflags': 'use_metadata_tags'}
-  ) as new:
+  with remuxed(sounds, source, movflags='use_metadata_tags') as new:
     new.metadata.update({place: '+52.5+013.4/', 'title': 'Beach'})
-    streams = [new.add_stream_from_template(each) for each in old.streams]
-    streams[1].disposition = 0
-    streams[2].disposition = 1  # The one to be played.
-    for packet in old.demux():
-      if packet.size:
-        packet.stream = streams[packet.stream.index]
-        new.mux(packet)
+    new.streams[1].disposition = 0
+    new.streams[2].disposition = 1  # The one to be played.
   assert run('-i', source, '-o', tmp_path, model_path=identity) == 0
   with av.open(str(tmp_path / 'a_out.mov')) as container:
     assert container.metadata[place] == '+52.5+013.4/'

@@ -169,7 +169,7 @@ def images_under(folder: Path) -> list[Path]:
     path
     for parent in _folders(folder)
     for path in sorted(parent.iterdir())
-    if path.suffix.lower() in SUFFIXES and not path.name.startswith('.')
+    if path.suffix.lower() in SUFFIXES and not is_hidden(Path(path.name))
   ]
 
 
@@ -216,21 +216,25 @@ def is_looked_in(root: Path, folder: Path) -> bool:
     folder: Perhaps somewhere in it.
   """
   folder = folder.resolve()
-  for top, _ in _tops(root):
-    top = top.resolve()
-    if folder.is_relative_to(top):
-      if any(map(_is_hidden, folder.relative_to(top).parts)):
-        continue
-      pairs, _ = find_pairs(root)
-      # Where there are pairs, only their folders are.
-      found = {path.parent.resolve() for pair in pairs for path in pair.files}
-      is_paired = bool(pairs) and pairs[0].blurred is not None
-      return not is_paired or not found.isdisjoint([folder, *folder.parents])
-  return False
+  tops = [top.resolve() for top, _ in _tops(root)]
+  ways = [folder.relative_to(top) for top in tops if folder.is_relative_to(top)]
+  if all(map(is_hidden, ways)):
+    return False
+  pairs, _ = find_pairs(root)
+  if not pairs or pairs[0].blurred is None:
+    return True
+  # Where there are pairs, only their folders are.
+  found = {path.parent.resolve() for pair in pairs for path in pair.files}
+  return not found.isdisjoint([folder, *folder.parents])
 
 
-def _is_hidden(name: str) -> bool:
-  return name.startswith('.') or name == '__MACOSX'
+def is_hidden(way: Path) -> bool:
+  """Returns whether systems hide what is found by this way from a folder.
+
+  >>> is_hidden(Path('.thumbnails/a.png')), is_hidden(Path('a.b/c.png'))
+  (True, False)
+  """
+  return any(name.startswith('.') or name == '__MACOSX' for name in way.parts)
 
 
 def match(
@@ -284,7 +288,7 @@ def _folders(top: Path) -> Iterator[Path]:
   seen = set()
   for parent, names, _ in os.walk(top, followlinks=True):
     real = os.path.realpath(parent)
-    names[:] = sorted(name for name in names if not _is_hidden(name))
+    names[:] = sorted(name for name in names if not is_hidden(Path(name)))
     if real in seen:
       names.clear()
     else:

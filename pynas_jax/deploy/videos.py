@@ -534,6 +534,7 @@ class _Encoder:
 
 
 def _copy_tags(source: av.stream.Stream, stream: av.stream.Stream) -> None:
+  """Gives a stream the names of its source, and says if it is to be played."""
   stream.disposition = source.disposition
   for name in _TAGS & source.metadata.keys():
     stream.metadata[name] = source.metadata[name]
