@@ -32,7 +32,7 @@ RUNTIMES = (
   ('xla', 'float32'), ('xla', 'bfloat16'), ('torch', 'float32'),
   ('torch', 'bfloat16'), ('torch.compile', 'float32'),
   ('torch.compile', 'bfloat16'), ('onnxruntime', 'float32'),
-  ('openvino', 'float32'), ('openvino', 'bfloat16'),
+  ('openvino', 'float32'), ('openvino', 'bfloat16'), ('openvino', 'int8'),
 )  # fmt: skip
 _Restore = Callable[[np.ndarray], np.ndarray]
 

@@ -30,8 +30,8 @@ from pynas_jax.deploy import videos
 from pynas_jax.deploy.backends import Network
 
 RUNTIMES = (
-  ('openvino', 'bfloat16'), ('openvino', 'float32'), ('onnxruntime', 'float32'),
-  ('xla', 'float32'),
+  ('openvino', 'int8'), ('openvino', 'bfloat16'), ('openvino', 'float32'),
+  ('onnxruntime', 'float32'), ('xla', 'float32'),
 )  # fmt: skip
 PAN = 4  # Pixels a frame.
 

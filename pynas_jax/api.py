@@ -534,7 +534,10 @@ def compare_backends(
   """Times a network by each runtime of `benchmark.backends`, fastest first."""
   b = config.benchmark
   network = Network(restorer.genotype, restorer.params, b.dtype)
-  names = tuple(b.backends) or backends.available(network)
+  names = (
+    tuple(b.backends) or backends.available(network)
+    or [backends.choose(backends.AUTO, network)]  # Says why there is none.
+  )  # fmt: skip
   timings = [time_restorer(restorer, config, backend=name) for name in names]
   return sorted(timings, key=lambda timing: timing['p50'])
 

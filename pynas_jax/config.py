@@ -44,7 +44,7 @@ CHOICES = {
   'train.optimizer': ('muon', 'adam', 'sgd'),
   'train.schedule': ('constant', 'step', 'cosine', 'poly'),
   'train.dtype': ('float32', 'bfloat16'),
-  'benchmark.dtype': ('float32', 'bfloat16'),
+  'benchmark.dtype': ('float32', 'bfloat16', 'int8'),
 }
 POSITIVE = (
   'model.cells_per_stage', 'model.unshuffle', 'hinas.layers', 'hinas.nodes',
@@ -521,6 +521,10 @@ def validate(c: ml_collections.ConfigDict) -> None:
   require(
     not c.model.joint or c.model.share == 'none', 'model.joint', True,
     f"false, as model.share {c.model.share!r} has one stage; or 'none' there",
+  )  # fmt: skip
+  require(
+    c.benchmark.dtype != 'int8' or c.mode == 'benchmark', 'benchmark.dtype',
+    'int8', 'float32 or bfloat16, as XLA times runs and has no int8',
   )  # fmt: skip
   if c.data.tiles:
     require(

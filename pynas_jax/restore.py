@@ -101,6 +101,8 @@ def _parser() -> argparse.ArgumentParser:
   dtype = {'dest': 'dtype', 'action': 'store_const', 'default': 'float32'}
   kind('--fp32', const='float32', **dtype, help='32-bit arithmetic (default)')
   kind('--bf16', const='bfloat16', **dtype, help='16-bit: perhaps faster')
+  kind('--int8', const='int8', **dtype, help='8-bit: fastest on most CPUs, '
+       'less exact where pictures are all but sharp; by OpenVINO')  # fmt: skip
   flag('--backend', default='auto', choices=BACKENDS,
        help='what runs the network (%(default)s)')  # fmt: skip
   flag('--device', default='auto', metavar='KIND',

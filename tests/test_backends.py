@@ -283,6 +283,24 @@ def test_graphs_hold_no_shuffling_of_axes():
   assert depthwise
 
 
+def test_pixels_are_folded_while_they_are_bytes():
+  shared = network('one scale')  # Of pixels folded two by two.
+  graph = onnx.load_from_string(backends.export_onnx(shared, np.uint8)).graph
+  makers = {name: node for node in graph.node for name in node.output}
+  readers = {name: node for node in graph.node for name in node.input}
+  (fold,) = (n for n in graph.node if n.op_type == 'SpaceToDepth')
+  assert makers[fold.input[0]].input[0] == 'image'
+  last = makers['restored']
+  unfold = makers[last.input[0]]
+  assert (unfold.op_type, makers[unfold.input[0]].op_type) == (
+    'DepthToSpace', 'Cast'
+  )  # fmt: skip
+  # Nothing is left that nobody reads.
+  assert all(n in readers for node in graph.node for n in node.output
+             if n != 'restored')  # fmt: skip
+  assert all(weight.name in readers for weight in graph.initializer)
+
+
 def test_auto_is_the_first_runtime_that_agrees(monkeypatch):
   shared = network('one scale')
   assert backends.available(shared)[-1] == 'xla'

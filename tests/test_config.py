@@ -61,6 +61,8 @@ def test_choices_are_closed_and_name_the_nearest(name):
     if choice in ('super_resolution', 'jpeg', 'hinas'):
       changes |= {'space': 'hinas', 'data.jpeg_quality': (10, 40)}
       changes |= {'search.refine_passes': 0}
+    if choice == 'int8':
+      changes |= {'mode': 'benchmark'}
     changes[name] = choice
     config_lib.validate(config_lib.override(config_lib.base(), changes))
 
@@ -109,6 +111,7 @@ def test_bad_values_are_refused_and_named(name, value):
   ('changes', 'match'),
   [
     ({'task': 'super_resolution'}, "^space is 'pynas'"),
+    ({'benchmark.dtype': 'int8'}, '^benchmark.dtype is .*expected float32'),
     (
       {'search.estimator': 'two_path', 'model.candidates': ('conv_3x3',)},
       "2 or more for 'two_path'",

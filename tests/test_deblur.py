@@ -561,6 +561,7 @@ def test_a_jpeg_stays_near_and_keeps_its_profile(identity, tmp_path, kind):
     (['--max_pixels', '0'], 'max_pixels is 0; expected above 0'),
     (['--size', '8x8'], "size is '8x8'; expected such as 1280x720"),
     (['--fp32', '--bf16'], 'not allowed with argument --fp32'),
+    (['--int8'], 'xla has no int8 here; use float32, or backend'),
     (['--device', 'abacus'], "device is 'abacus', which is not here"),
     (['--device', 'cpu:99'], "device is 'cpu:99', which is not here"),
     (['--model_path', 'nowhere'], "model_path is 'nowhere'; expected a"),
@@ -621,12 +622,27 @@ def test_networks_are_loaded_from_where_they_are(identity, tmp_path, kind):
   np.testing.assert_allclose(restored.astype(int), pixels(8, 8), atol=2)
 
 
+def test_pictures_are_restored_in_8_bits(tmp_path):
+  pytest.importorskip('openvino')
+  photos = pathlib.Path(images.__file__).parents[1] / 'data' / 'photos'
+  restored = []
+  for kind in ('fp32', 'int8'):
+    paths = ('-i', photos / 'night.png', '-o', tmp_path / kind)
+    assert run(*paths, backend='auto', **{kind: True}) == 0
+    path = tmp_path / kind / 'night_out.png'
+    restored.append(images.read(path).pixels.astype(int))
+  assert 0 < np.abs(restored[0] - restored[1]).mean() < 1
+
+
 def test_bfloat16_that_is_slow_here_is_told(
   identity, tmp_path, monkeypatch, capsys
 ):
   from pynas_jax.deploy import backends
 
-  monkeypatch.setattr(backends, '_openvino_has_bfloat16', lambda: False)
+  monkeypatch.setattr(
+    backends, '_has_type',
+    lambda backend, dtype: dtype == 'float32' or backend == 'xla',
+  )
   source = write_picture(tmp_path / 'a.png')
   flags = {'model_path': identity, 'backend': 'auto', 'overwrite': True}
   for kind, told in (('bf16', True), ('fp32', False)):

@@ -17,8 +17,8 @@ PACKAGE = pathlib.Path(__file__).resolve().parents[1] / 'pynas_jax'
 # A module imports only modules above it. Names are relative to the package.
 ORDER = (
   'genotype', 'config', 'metrics', 'losses', 'resize', 'parallel',
-  'nn', 'nn.canvas', 'nn.patches', 'nn.ops', 'nn.gates', 'nn.mixed',
-  'nn.blocks', 'nn.layers',
+  'nn', 'nn.canvas', 'nn.quantization', 'nn.patches', 'nn.ops', 'nn.gates',
+  'nn.mixed', 'nn.blocks', 'nn.layers',
   'spaces.base', 'spaces.pynas', 'spaces.hinas_paths', 'spaces.hinas_modules',
   'spaces.hinas', 'spaces.nafnet', 'spaces.dmphn', 'spaces',
   'command', 'logbook', 'interruption',
@@ -31,10 +31,10 @@ ORDER = (
   'latency', 'search', 'search.stopping', 'search.cost', 'search.refine',
   'search.bilevel', 'search.schemes', 'search.local', 'search.pareto',
   'search.hierarchical',
-  'caching', 'deploy', 'deploy.onnx_graph', 'deploy.backends',
-  'deploy.release', 'deploy.tiling', 'deploy.restorer', 'deploy.benchmark',
-  'deploy.export', 'deploy.images', 'deploy.videos', 'restore',
-  'deblur', 'registration', 'evaluate', 'api', 'main', 'report',
+  'caching', 'deploy', 'deploy.calibration', 'deploy.onnx_graph',
+  'deploy.backends', 'deploy.release', 'deploy.tiling', 'deploy.restorer',
+  'deploy.benchmark', 'deploy.export', 'deploy.images', 'deploy.videos',
+  'restore', 'deblur', 'registration', 'evaluate', 'api', 'main', 'report',
 )  # fmt: skip
 # The package itself loads `api`, when first asked for a function of it.
 FILES = {

@@ -7,6 +7,9 @@ super-resolution.
 OpenVINO and ONNX Runtime read an ONNX graph that serves every size. It is kept
 in the user's cache folder, with a note of each runtime that restored a
 photograph by it as XLA does.
+
+In int8, convolutions multiply integers (`nn.quantization`), on grids that
+`calibration` finds once for each network; the cache keeps them as well.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import dataclasses
 import hashlib
 import importlib
 import importlib.metadata
+import json
 import math
 import os
 from pathlib import Path
@@ -33,12 +37,15 @@ from pynas_jax import caching
 from pynas_jax.genotype import Genotype
 from pynas_jax.genotype import nearest
 from pynas_jax.nn import canvas
+from pynas_jax.nn import quantization
+from pynas_jax.nn.quantization import Grid
 from pynas_jax.spaces import base
 from pynas_jax.spaces import space_of
 
 AUTO = 'auto'
-DTYPES = ('float32', 'bfloat16')
+DTYPES = ('float32', 'bfloat16', 'int8')
 MAX_DIFFERENCE = 1e-3  # From XLA in float32, of values in [0, 1].
+MAX_PSNR_CHANGE_DB = {'bfloat16': 0.05, 'int8': 0.1}  # Of a photograph.
 PHOTO = Path(__file__).parents[1] / 'data' / 'photos' / 'city.png'
 PHOTO_SIZE = (96, 128)
 _STEPS = (128, 64, 32, 16, 8, 4, 2, 1)  # Of the sides of canvases, pixels.
@@ -57,7 +64,7 @@ class Network:
   Attributes:
     genotype: The architecture.
     params: Its float32 parameters.
-    dtype: Of the arithmetic, 'float32' or 'bfloat16'.
+    dtype: Of the arithmetic, one of `DTYPES`.
     streams: Threads that will restore at once. OpenVINO shares the cores among
       them: more images an hour, each of them later.
   """
@@ -94,6 +101,10 @@ def make_restore(
 
   It maps uint8 or float32 [B, H, W, 3] to the same type, clipped; uint8 is
   rounded to nearest.
+
+  Args:
+    genotype: The architecture.
+    dtype: Of the arithmetic, 'float32' or 'bfloat16'.
   """
   network = space_of(genotype).network(genotype, dtype=jnp.dtype(dtype))
 
@@ -104,6 +115,36 @@ def make_restore(
     return jnp.round(y * 255).astype(jnp.uint8) if is_uint8 else y
 
   return restore
+
+
+def make_int8_restore(
+  network: Network,
+) -> Callable[[Any, jax.Array], jax.Array]:
+  """Returns the function of `make_restore` whose convolutions are in 8 bits.
+
+  By XLA it takes longer than in float32: it shows what exported graphs do.
+  """
+  restore, grids = make_restore(network.genotype), _grids(network)
+
+  def rounded(params: Any, image: jax.Array) -> jax.Array:
+    with quantization.rounding(grids):
+      return restore(params, image)
+
+  return rounded
+
+
+def _grids(network: Network) -> list[Grid]:
+  """Returns the grids of a network's convolutions, from the cache or new."""
+
+  def make():
+    from pynas_jax.deploy import calibration  # Rarely wanted.
+
+    logging.info('calibrating on the photographs of the package')
+    grids = calibration.calibrate(network.genotype, network.params)
+    return json.dumps([dataclasses.astuple(grid) for grid in grids]).encode()
+
+  kept = json.loads(_cached(network, 'grids', make))
+  return [Grid(scale, zero, tuple(widths)) for scale, zero, widths in kept]
 
 
 def _compile_xla(network: Network, restore: Callable, *args: Any) -> Callable:
@@ -234,7 +275,8 @@ def export_onnx(
   """Returns the ONNX graph of a network.
 
   Args:
-    network: The network. The graph is in float32; a runtime may choose another.
+    network: The network. In int8, so are the graph's convolutions; else it is
+      in float32, and a runtime may choose another type.
     dtype: Of images, uint8 or float32.
     size: Height and width of one image in pixels. By default the graph is for
       batches of any size, in multiples; it comes from the cache if it can.
@@ -242,15 +284,17 @@ def export_onnx(
   onnx_graph = need('pynas_jax.deploy.onnx_graph')
 
   def convert():
-    space = space_of(network.genotype)
+    space, is_int8 = space_of(network.genotype), network.dtype == 'int8'
     return onnx_graph.to_onnx(
-      make_restore(network.genotype), network.params, dtype=dtype,
+      make_int8_restore(network) if is_int8 else make_restore(network.genotype),
+      network.params, dtype=dtype,
       multiple=space.multiple(network.genotype), size=size,
     ).SerializeToString()  # fmt: skip
 
   if size is not None:
     return convert()
-  return _cached(network, f'{np.dtype(dtype)}.onnx', convert)
+  kind = 'int8-' if network.dtype == 'int8' else ''
+  return _cached(network, f'{kind}{np.dtype(dtype)}.onnx', convert)
 
 
 def _cached(network: Network, name: str, make: Callable[[], bytes]) -> bytes:
@@ -340,7 +384,8 @@ def open_openvino(
 
   Args:
     model: The graph, or its file.
-    dtype: Of the arithmetic, 'float32' or 'bfloat16'.
+    dtype: Of the arithmetic, one of `DTYPES`. A graph says itself what is in 8
+      bits; 'int8' is for the rest, in bfloat16 if the processor has it.
     shape: What its open sizes are known to be.
     streams: See `Network`.
   """
@@ -348,7 +393,9 @@ def open_openvino(
   model = core.read_model(model)
   if shape:
     model.reshape(list(shape))
-  precision = {'float32': 'f32', 'bfloat16': 'bf16'}[dtype]
+  if dtype == 'int8' and _has_type('openvino', 'bfloat16'):
+    dtype = 'bfloat16'
+  precision = 'bf16' if dtype == 'bfloat16' else 'f32'
   hint = (
     {'PERFORMANCE_HINT': 'LATENCY'} if streams == 1
     else {'NUM_STREAMS': str(streams)}
@@ -379,9 +426,16 @@ def _openvino(network: Network, shape: tuple[int, ...], dtype: Any):
   return _padded(network, shape, run)
 
 
-def _openvino_has_bfloat16() -> bool:
-  core = need('openvino').Core()
-  return 'BF16' in core.get_property('CPU', 'OPTIMIZATION_CAPABILITIES')
+def _has_type(backend: str, dtype: str) -> bool:
+  """Returns whether a runtime restores in a type, sooner than in float32."""
+  if dtype == 'float32' or (backend, dtype) == ('xla', 'bfloat16'):
+    return True
+  if backend != 'openvino':  # ONNX Runtime takes longer in 8 bits.
+    return False
+  capabilities = need('openvino').Core().get_property(
+    'CPU', 'OPTIMIZATION_CAPABILITIES'
+  )
+  return {'bfloat16': 'BF16', 'int8': 'INT8'}[dtype] in capabilities
 
 
 BACKENDS: dict[str, Callable[..., Program]] = {
@@ -391,44 +445,101 @@ BACKENDS: dict[str, Callable[..., Program]] = {
 
 def _check(backend: str, network: Network) -> None:
   """Raises BackendError unless a runtime can restore by this network."""
+  if backend != 'xla':
+    for name in ('onnx', backend):
+      need(name)
+  dtype = network.dtype
+  if not _has_type(backend, dtype):
+    raise BackendError(
+      f'{backend} has no {dtype} '
+      + ("here; use float32, or backend 'openvino'." if dtype == 'int8' else
+         "on this processor; use float32, or backend 'xla'.")
+    )  # fmt: skip
   if backend == 'xla':
     return
-  for name in ('onnx', backend):
-    need(name)
-  if network.dtype == 'bfloat16' and (
-    backend == 'onnxruntime' or not _openvino_has_bfloat16()
-  ):
-    raise BackendError(
-      f'{backend} has no bfloat16 on this processor; use float32, or backend '
-      "'xla'."
-    )
+  if dtype == 'bfloat16':  # By the same graph.
+    network = dataclasses.replace(network, dtype='float32')
   version = importlib.metadata.version(backend)
-  note = f'{backend}-{version}-difference'
+  note = f'{backend}-{version}-{network.dtype}-difference'
   _cached(network, note, lambda: b'%g' % compare(backend, network))
 
 
 def compare(backend: str, network: Network) -> float:
-  """Compares a runtime with XLA on a photograph, in float32.
+  """Compares a runtime with XLA on a photograph.
 
   Returns:
     The largest difference, of values in [0, 1].
 
   Raises:
-    BackendError: If it is above `MAX_DIFFERENCE`.
+    BackendError: If the results differ too much; see `check_close`.
   """
-  network = dataclasses.replace(network, dtype='float32')
-  image = photograph(*PHOTO_SIZE)
-  ours, xla = (
-    compile_network(name, network, image.shape, image.dtype)(image)
-    for name in (backend, 'xla')
+  other = 'float32' if network.dtype == 'int8' else "backend 'xla'"
+
+  def run(image):
+    return compile_network(backend, network, image.shape, image.dtype)(image)
+
+  return check_close(
+    network, run, PHOTO_SIZE, np.float32, what=backend, remedy=f'Use {other}.'
+  )['max_difference']
+
+
+def check_close(
+  network: Network,
+  run: Callable[[np.ndarray], np.ndarray],
+  size: tuple[int, int],
+  dtype: Any,
+  *,
+  what: str,
+  remedy: str,
+) -> dict[str, float]:
+  """Restores a blurred photograph and compares with XLA in float32.
+
+  Args:
+    network: The network; float32 must agree with XLA, by `MAX_DIFFERENCE`, and
+      the PSNR of other types by `MAX_PSNR_CHANGE_DB`.
+    run: What restores by it.
+    size: Height and width of the image, pixels.
+    dtype: Of the image, uint8 or float32.
+    what: Name of what is compared, for errors.
+    remedy: What to do about an error.
+
+  Returns:
+    `max_difference`, of values in [0, 1], and `psnr_change_db`.
+
+  Raises:
+    BackendError: If they differ by more.
+  """
+  scale = network.genotype.scale
+  sharp = photograph(*(scale * n for n in size))
+  blurry = sum(np.roll(sharp, shift, 2) for shift in range(5)) / 5
+  blurry, unit = blurry[:, ::scale, ::scale].astype(np.float32), 1
+  if dtype == np.uint8:
+    blurry, unit = np.round(255 * blurry).astype(np.uint8), 255
+  exact = dataclasses.replace(network, dtype='float32')
+  xla = compile_network('xla', exact, blurry.shape, dtype)
+  wanted, found = (
+    np.asarray(restore(blurry), np.float64) / unit for restore in (xla, run)
   )
-  difference = float(np.abs(ours - xla).max())
-  if not difference <= MAX_DIFFERENCE:
+  psnr = [-10 * np.log10(np.square(y - sharp).mean()) for y in (wanted, found)]
+  figures = {
+    'max_difference': float(np.abs(found - wanted).max()),
+    'psnr_change_db': float(psnr[1] - psnr[0]),
+  }
+  # uint8 may round the other way.
+  most = MAX_DIFFERENCE + (1 / 255 if dtype == np.uint8 else 0)
+  most_db = MAX_PSNR_CHANGE_DB.get(network.dtype)
+  if most_db is None:
+    is_close = figures['max_difference'] <= most
+  else:
+    is_close = abs(figures['psnr_change_db']) <= most_db
+  if not is_close:
+    limit = f'{most:.2g}' if most_db is None else f'{most_db} dB'
     raise BackendError(
-      f'{backend} differs from XLA by {difference:.2g} on a photograph; '
-      f"expected at most {MAX_DIFFERENCE}. Use backend 'xla'."
+      f'{what} in {network.dtype} differs from XLA by '
+      f'{figures["max_difference"]:.2g} and {figures["psnr_change_db"]:.3f} dB '
+      f'on a photograph; expected at most {limit}. {remedy}'
     )
-  return difference
+  return figures
 
 
 def photograph(height: int, width: int) -> np.ndarray:
@@ -458,16 +569,22 @@ def choose(backend: str, network: Network) -> str:
         f'{field} is {value!r}; expected one of {", ".join(known)}.'
         + nearest(value, known)
       )
-  if backend != AUTO:
-    _check(backend, network)
-    return backend
-  if jax.default_backend() != 'cpu':
-    return 'xla'
-  return available(network)[0]
+  if backend == AUTO:
+    if jax.default_backend() != 'cpu':
+      backend = 'xla'
+    elif network.dtype == 'int8':
+      backend = 'openvino'  # The only one that has it.
+    else:
+      return available(network)[0]
+  _check(backend, network)
+  return backend
 
 
 def available(network: Network) -> list[str]:
-  """Returns the runtimes that can restore by a network, fastest first."""
+  """Returns the runtimes that can restore by a network, fastest first.
+
+  None may have int8; XLA has the other types.
+  """
   names = []
   for name in BACKENDS:
     try:

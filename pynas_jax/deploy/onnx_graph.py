@@ -6,7 +6,9 @@ convolution, depthwise convolutions as shifted multiply-adds, pixel shuffles as
 transposes of six axes, and shapes that it must compute where sizes are open.
 This one knows what our networks are made of. It keeps feature maps as
 [B, C, H, W], and patches are cut by Split and joined by Concat, so that no
-operation holds a size.
+operation holds a size. Pixels of an image are folded into channels, and out of
+them, while they are bytes. What `nn.quantization` rounds becomes
+QuantizeLinear and DequantizeLinear, for convolutions in 8 bits.
 
 Every value that is not a constant has four axes; those that JAX sums away stay,
 of size 1. Input and output are [B, H, W, 3] as everywhere.
@@ -26,6 +28,8 @@ import onnx
 from onnx import helper
 from onnx import numpy_helper
 
+from pynas_jax.nn import quantization
+
 OPSET = 18
 INPUT, OUTPUT = 'image', 'restored'
 DIMENSIONS = ('batch', 'height', 'width')
@@ -34,6 +38,7 @@ _BINARY = {
   'add': 'Add', 'sub': 'Sub', 'mul': 'Mul', 'div': 'Div', 'max': 'Max',
   'min': 'Min',
 }  # fmt: skip
+_POINTWISE = {*_BINARY.values(), 'Cast', 'Relu', 'Round'}
 _CUT = (0, 1, 3, 2, 4, 5)  # How pixels or patches change places.
 
 
@@ -105,10 +110,9 @@ def to_onnx(
     helper.make_tensor_value_info(name, kind, [*own, 3])
     for name, own in zip((INPUT, OUTPUT), dimensions, strict=True)
   ]
+  nodes, weights = graph.used()
   model = helper.make_model(
-    helper.make_graph(
-      graph.nodes, 'pynas_jax', infos[:1], infos[1:], graph.weights
-    ),
+    helper.make_graph(nodes, 'pynas_jax', infos[:1], infos[1:], weights),
     opset_imports=[helper.make_opsetid('', OPSET)],
     producer_name='pynas_jax',
     ir_version=10,
@@ -124,18 +128,85 @@ class _Graph:
     self.nodes: list[onnx.NodeProto] = []
     self.weights: list[onnx.TensorProto] = []
     self._pixels = shape[1] * shape[2]
+    self._scalars: set[str] = set()
+    self._makers: dict[str, onnx.NodeProto] = {}
+    self._folds: dict[tuple[str, int], str] = {}
 
   def add(self, op: str, *inputs: str, outputs: int = 1, **options: Any) -> Any:
     """Adds a node; returns the name of its output, or the list of them."""
     names = [f'v{len(self.nodes)}_{i}' for i in range(outputs)]
-    self.nodes.append(helper.make_node(op, inputs, names, **options))
+    node = helper.make_node(op, inputs, names, **options)
+    self.nodes.append(node)
+    self._makers |= dict.fromkeys(names, node)
     return names[0] if outputs == 1 else names
+
+  def used(self) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
+    """Returns the nodes and constants that `OUTPUT` depends on."""
+    used, nodes = {OUTPUT}, []
+    for node in reversed(self.nodes):
+      if used.intersection(node.output):
+        used.update(node.input)
+        nodes.append(node)
+    return nodes[::-1], [w for w in self.weights if w.name in used]
+
+  def add_pointwise(self, op: str, *inputs: str, **options: Any) -> str:
+    """Adds a node that acts on each value alone.
+
+    It goes before a DepthToSpace, as that moves bytes faster than floats.
+    """
+    sizes = {self._unfolds_by(name) for name in inputs} - {0}
+    if len(sizes) == 1 and all(self._folds_well(x, *sizes) for x in inputs):
+      (size,) = sizes
+      folded = [self._fold(name, size) for name in inputs]
+      x = self.add(op, *folded, **options)
+      return self.add('DepthToSpace', x, blocksize=size, mode='DCR')
+    return self.add(op, *inputs, **options)
+
+  def _unfolds_by(self, name: str) -> int:
+    """Returns the size of the block that DepthToSpace made of pixels, or 0."""
+    node = self._makers.get(name)
+    if node is None or node.op_type != 'DepthToSpace':
+      return 0
+    return next(a.i for a in node.attribute if a.name == 'blocksize')
+
+  def _folds_well(self, name: str, size: int) -> bool:
+    """Returns whether all of it is made of images and of what was folded."""
+    if name in self._scalars or self._unfolds_by(name) == size:
+      return True
+    node = self._makers.get(name)
+    if node is None:
+      return False
+    is_image = node.op_type == 'Transpose'
+    return is_image or (
+      node.op_type in _POINTWISE
+      and all(self._folds_well(x, size) for x in node.input)
+    )
+
+  def _fold(self, name: str, size: int) -> str:
+    """Returns SpaceToDepth of a value, done as early as it can be."""
+    if name in self._scalars:
+      return name
+    if self._unfolds_by(name) == size:
+      return self._makers[name].input[0]
+    if (name, size) not in self._folds:
+      node = self._makers[name]
+      if node.op_type in _POINTWISE and self._folds_well(name, size):
+        options = {a.name: helper.get_attribute_value(a)
+                   for a in node.attribute}  # fmt: skip
+        folded = [self._fold(x, size) for x in node.input]
+        made = self.add(node.op_type, *folded, **options)
+      else:
+        made = self.add('SpaceToDepth', name, blocksize=size)
+      self._folds[name, size] = made
+    return self._folds[name, size]
 
   def constant(self, array: Any, dtype: Any = None) -> str:
     """Adds a constant as it is; returns its name."""
     name = f'w{len(self.weights)}'
-    array = np.ascontiguousarray(np.asarray(array, dtype))
+    array = np.asarray(array, dtype, order='C')
     self.weights.append(numpy_helper.from_array(array, name))
+    if array.ndim == 0:
+      self._scalars.add(name)
     return name
 
   def operand(self, value: _Value) -> str:
@@ -168,6 +239,10 @@ class _Graph:
     name, params = eqn.primitive.name, eqn.params
     inner = params.get('call_jaxpr', params.get('jaxpr'))
     if inner is not None:
+      if params.get('name') == 'round_input':
+        return [self._round_input(*args)]
+      if params.get('name') == 'round_kernel':
+        return [np.asarray(quantization.round_kernel(*args))]
       if params.get('name') == 'leaky_relu':  # nn.leaky_relu.
         return [self.add('LeakyRelu', args[0], alpha=float(args[1]))]
       if len(args) == 2 and np.ndim(args[1]) == 3:  # ops.depthwise_conv2d.
@@ -197,8 +272,8 @@ class _Graph:
       )
       if is_relu:
         names = [arg for arg in args if isinstance(arg, str)]
-        return [self.add('Relu', *names)]
-      return [self.add(_BINARY[name], *map(self.operand, args))]
+        return [self.add_pointwise('Relu', *names)]
+      return [self.add_pointwise(_BINARY[name], *map(self.operand, args))]
     method = getattr(self, f'_{name}', None)
     if method is None:
       raise ConversionError(
@@ -209,8 +284,23 @@ class _Graph:
     return results if isinstance(results, list) else [results]
 
   def _conv(self, x: str, kernel: np.ndarray, group: int = 1, **options):
-    weights = self.constant(kernel.transpose(3, 2, 0, 1))
+    maker = self._makers.get(x)
+    if maker is not None and maker.op_type == 'DequantizeLinear':
+      scale = np.asarray(quantization.kernel_scale(kernel))
+      levels = np.rint(kernel / scale).transpose(3, 2, 0, 1)
+      weights = self.add(
+        'DequantizeLinear', self.constant(levels, np.int8),
+        self.constant(scale.reshape(-1)), axis=0,
+      )  # fmt: skip
+    else:
+      weights = self.constant(kernel.transpose(3, 2, 0, 1))
     return self.add('Conv', x, weights, group=group, **options)
+
+  def _round_input(self, x: str, scale: np.ndarray, zero: np.ndarray) -> str:
+    grid = self.constant(scale, np.float32), self.constant(zero, np.uint8)
+    return self.add(
+      'DequantizeLinear', self.add('QuantizeLinear', x, *grid), *grid
+    )
 
   def _conv_general_dilated(self, eqn, x, kernel):
     p = eqn.params
@@ -249,7 +339,7 @@ class _Graph:
         [part for x in lines for part in self._split_evenly(x, 3, middle[3])], 0
       )
     if before[3] < after[3]:
-      return self.add('SpaceToDepth', x, blocksize=middle[2])
+      return self._fold(x, middle[2])
     return self.add('DepthToSpace', x, blocksize=middle[3], mode='DCR')
 
   def _split_evenly(self, x: str, axis: int, count: int) -> list[str]:
@@ -304,7 +394,9 @@ class _Graph:
     new = eqn.params['new_dtype']
     if eqn.invars[0].aval.dtype == new:
       return x
-    return self.add('Cast', x, to=helper.np_dtype_to_tensor_dtype(new))
+    return self.add_pointwise(
+      'Cast', x, to=helper.np_dtype_to_tensor_dtype(new)
+    )
 
   def _dim_as_value(self, eqn):
     """A number of pixels, for a mean: some part of those of the image."""
@@ -323,4 +415,4 @@ class _Graph:
     return self.add('Reciprocal', self.add('Sqrt', x))
 
   def _round(self, eqn, x):
-    return self.add('Round', x)
+    return self.add_pointwise('Round', x)

@@ -75,7 +75,7 @@ class Restorer:
   Attributes:
     genotype: The architecture.
     params: Its float32 parameters, on the device.
-    dtype: Of the arithmetic, 'float32' or 'bfloat16'.
+    dtype: Of the arithmetic: 'float32', 'bfloat16' or 'int8'.
     backend: The runtime, a key of `backends.BACKENDS`.
     streams: Threads, one or more, that are to restore at once; see
       `backends.Network`.
@@ -128,7 +128,7 @@ class Restorer:
     Args:
       source: What `load` reads, or a repository of the Hugging Face hub,
         'owner/name'.
-      dtype: Of the arithmetic, 'float32' or 'bfloat16'.
+      dtype: Of the arithmetic: 'float32', 'bfloat16' or, by OpenVINO, 'int8'.
       backend: 'xla', 'onnxruntime', 'openvino' or 'auto'.
       streams: See the class.
       revision: Branch, tag or commit of the repository.

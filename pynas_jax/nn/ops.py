@@ -22,6 +22,7 @@ import jax.numpy as jnp
 
 from pynas_jax.nn import canvas
 from pynas_jax.nn import patches
+from pynas_jax.nn import quantization
 
 
 def by_shape(init: Callable) -> Callable:
@@ -67,6 +68,7 @@ def conv2d(
   Returns:
     [B, H, W, D], or what the padding makes of H and W.
   """
+  x, kernel = quantization.visit(x, kernel)
   if kernel.shape[0] > 1:
     x = canvas.blank(x)
   return _conv2d(x, kernel, dilation, pad)
@@ -188,6 +190,7 @@ def depthwise_conv2d(x: jax.Array, kernel: jax.Array) -> jax.Array:
   Returns:
     [B, H, W, C].
   """
+  x, kernel = quantization.visit(x, kernel)
   return _depthwise_conv2d(canvas.blank(x), kernel)
 
 
@@ -258,6 +261,7 @@ class Conv(nn.Module):
     if self.stride == 1:
       y = conv2d(x, kernel, self.dilation)
     else:
+      x, kernel = quantization.visit(x, kernel)
       pad = self.kernel_size // 2
       y = lax.conv_general_dilated(
         canvas.blank(x), kernel, (self.stride,) * 2, [(pad, pad)] * 2,
