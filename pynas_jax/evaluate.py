@@ -4,9 +4,9 @@ Images are uint8 [H, W, 3]. PSNR and SSIM are taken of the output as it would be
 saved, rounded to 8 bits, and averaged over images, as the papers on GoPro do;
 `psnr_float` is that of the unrounded output. `ssim` is per channel, `ssim_3d`
 the MATLAB-like one that papers on GoPro quote. The means of each sequence are
-what PyNAS's Table 2 has. Super-resolution is scored on luminance, without a
-border of as many pixels as the factor, and against bicubic enlarging, as in
-its papers.
+what PyNAS's Table 2 has. Super-resolution is scored on luminance, or on the
+channel of a grey image, without a border of as many pixels as the factor, and
+against bicubic enlarging, as in its papers.
 """
 
 from __future__ import annotations
@@ -84,11 +84,16 @@ def restore_patches(
   return np.asarray(whole[:, : scale * height, : scale * width])
 
 
-def _scored(image: jax.Array, scale: int) -> jax.Array:
-  """Returns what is scored of an image: in super-resolution, luminance."""
+def _scored(image: jax.Array, scale: int, is_grey: bool) -> jax.Array:
+  """Returns what is scored of an image: in super-resolution, luminance.
+
+  Papers convert colours to the range of video, 16 to 235, and take a file of
+  one channel as it is, from 0 to 255.
+  """
   if scale == 1:
     return image
-  return metrics.luminance(image)[:, scale:-scale, scale:-scale]
+  y = metrics.luminance(image, full_range=is_grey)
+  return y[:, scale:-scale, scale:-scale]
 
 
 def evaluate(
@@ -127,9 +132,10 @@ def evaluate(
       plain = metrics.quantize(patches.enlarge(x, factor=scale))
       rounded = metrics.quantize(restored)
 
-      def against(image, sharp=sharp, scale=scale):
-        image, target, mask = _against(image, sharp, source.protocol)
-        return _scored(image, scale), _scored(target, scale), mask
+      def against(image, item=item, scale=scale):
+        image, target, mask = _against(image, item['sharp'], source.protocol)
+        how = scale, item.get('is_grey', False)
+        return _scored(image, *how), _scored(target, *how), mask
 
       before, after = _score(*against(plain)), _score(*against(rounded))
       unrounded = against(restored)

@@ -54,7 +54,7 @@ def quantize(image: Array) -> Array:
   return jnp.round(image * 255.0) / 255.0
 
 
-def luminance(image: Array) -> Array:
+def luminance(image: Array, *, full_range: bool = False) -> Array:
   """Returns the luminance Y of MATLAB's `rgb2ycbcr`, of ITU-R BT.601.
 
   >>> [round(255 * float(luminance(jnp.full((1, 1, 1, 3), x))[0, 0, 0, 0]))
@@ -63,6 +63,8 @@ def luminance(image: Array) -> Array:
 
   Args:
     image: f[B, H, W, 3] in [0, 1].
+    full_range: Whether it goes from 0 to 255, so that equal channels stay what
+      they are.
 
   Returns:
     f32[B, H, W, 1].
@@ -71,7 +73,8 @@ def luminance(image: Array) -> Array:
   weights = (65.481, 128.553, 24.966)
   # Not a matrix product, which accelerators may compute in TensorFloat-32.
   colours = sum(w * image[..., i] for i, w in enumerate(weights))
-  return ((colours + 16.0) / 255.0)[..., None]
+  y = colours / sum(weights) if full_range else (colours + 16.0) / 255.0
+  return y[..., None]
 
 
 def capped(psnr_db: float) -> float:

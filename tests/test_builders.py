@@ -221,6 +221,15 @@ def test_dataset(dataset):
   assert again.entries == entries
 
 
+def test_files_of_one_channel_are_known(tmp_path):
+  dummy = Dummy(tmp_path / 'download')
+  flat('Set12', 12)(dummy)
+  dummy.write('Set12/003.bmp', dummy.image(9)[..., 0])
+  prepared = builders.prepare(settings('set12', tmp_path))
+  found = [prepared[i]['is_grey'] for i in range(len(prepared))]
+  assert found == [i == 3 for i in range(12)]
+
+
 def test_splits_share_no_sequence(dataset):
   data, counts = dataset
   sequences = {}

@@ -82,6 +82,25 @@ def test_scores_are_scikit_images():
   np.testing.assert_array_equal(samples[0][2], np.rint(restored * 255))
 
 
+@pytest.mark.parametrize('is_grey', [False, True])
+def test_one_channel_is_scored_from_0_to_255(is_grey):
+  """Not as luminance, whose range of 16 to 235 has smaller errors."""
+  sharp = quantized(photo()[..., :1].repeat(3, axis=2))
+  small = sharp[::2, ::2]
+  pair = item(sharp, blurred=small) | {'is_grey': is_grey}
+
+  def restorer(x):
+    return np.repeat(np.repeat(x, 2, axis=1), 2, axis=2)
+
+  means, _, _ = evaluate.evaluate(restorer, Items([pair]))
+  restored = restorer(small[None])[0]
+  images = [x[2:-2, 2:-2, 0] / 255 for x in (sharp, restored)]
+  expected = sk_metrics.peak_signal_noise_ratio(*images, data_range=1)
+  if not is_grey:
+    expected += 20 * np.log10(255 / 219)
+  assert means['psnr'] == pytest.approx(expected, abs=1e-3)
+
+
 def test_equal_images_leave_means_finite():
   black = np.zeros((16, 16, 3), np.uint8)
   source = Items([item(black, blurred=black)])

@@ -126,6 +126,20 @@ def test_gray_of_16_bits_is_rounded_to_8(tmp_path):
   )
 
 
+@pytest.mark.parametrize(
+  ('mode', 'is_grey'),
+  [('1', True), ('L', True), ('LA', True), ('I;16', True), ('P', False),
+   ('RGB', False), ('RGBA', False)],
+)  # fmt: skip
+def test_files_of_one_channel_are_told_from_coloured_ones(
+  tmp_path, mode, is_grey
+):
+  path = tmp_path / 'a.png'
+  Image.new(mode, (8, 8)).save(path)
+  pair = files.Pair('a', 'test', '', None, (path,))
+  assert files.read(pair)['is_grey'] == is_grey
+
+
 @pytest.mark.parametrize('dtype', [np.int32, np.float32])
 def test_pixels_of_unknown_range_are_refused(tmp_path, dtype):
   path = tmp_path / 'a.tif'

@@ -125,12 +125,19 @@ def decode(file: Path | BinaryIO) -> np.ndarray:
     ) from error
 
 
+def is_grey(file: Path | BinaryIO) -> bool:
+  """Returns whether an image has one channel, by its header."""
+  with Image.open(file) as image:
+    return Image.getmodebase(image.mode) == 'L'
+
+
 def read(pair: Pair) -> dict[str, Any]:
   """Decodes a pair.
 
   Returns:
-    {'name', 'sequence', 'blurred': u8[H, W, 3], 'sharp': u8[H, W, 3], or
-    u8[F, H, W, 3] of several}; without 'blurred' if the pair has none.
+    {'name', 'sequence', 'is_grey': bool, 'blurred': u8[H, W, 3], 'sharp':
+    u8[H, W, 3], or u8[F, H, W, 3] of several}; without 'blurred' if the pair
+    has none. 'is_grey' is of the sharp file.
 
   Raises:
     SettingError: If a file cannot be decoded, or the sizes differ.
@@ -148,6 +155,7 @@ def read(pair: Pair) -> dict[str, Any]:
     raise config_lib.SettingError(
       f'{pair.name}: its images have the shapes {sorted(shapes)}; expected one.'
     )
+  item['is_grey'] = is_grey(pair.sharp[0])
   item['sharp'] = images[0] if len(images) == 1 else np.stack(images)
   return item
 

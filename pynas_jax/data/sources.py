@@ -3,7 +3,8 @@
 A source has `len()`, `[index]` as Grain asks, and the `names` and `sizes` of
 its images. An item is {'name': str, 'sequence': str, 'blurred': u8[H, W, 3],
 'sharp': u8[H, W, 3]}; the training source of sharp images leaves 'blurred' out,
-as the pipeline draws a fresh degradation for every crop.
+as the pipeline draws a fresh degradation for every crop. Sources that may have
+grey files add 'is_grey', whether it was one, as all images have three channels.
 
 'photos' are split by photograph. One tenth of the training pairs of other
 datasets is held out for validation, as PyNAS section 3.2 does on GoPro: whole
@@ -265,7 +266,8 @@ class Grey(_View):
   def __getitem__(self, index: int) -> dict[str, Any]:
     item = self.source[index]
     keys = [key for key in ('blurred', 'sharp') if key in item]
-    return item | {key: _to_grey(item[key]) for key in keys}
+    grey = {key: _to_grey(item[key]) for key in keys}
+    return item | grey | {'is_grey': True}
 
 
 def _to_grey(images: np.ndarray) -> np.ndarray:

@@ -282,6 +282,8 @@ class Prepared:
     for feature, key in (('input', 'blurred'), ('target', 'sharp')):
       if feature in example:
         item[key] = _decode(example[feature])
+    if isinstance(example['target'], bytes):
+      item['is_grey'] = files.is_grey(io.BytesIO(example['target']))
     return item
 
 
