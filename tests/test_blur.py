@@ -38,6 +38,14 @@ def test_kernels_are_connected_and_range_from_mild_to_strong():
   assert max(reach) >= 13
 
 
+@pytest.mark.parametrize('size', [3, 5, 7])
+def test_kernels_always_blur(size):
+  rng = np.random.default_rng(0)
+  for _ in range(200):
+    kernel = blur.random_walk_kernel(rng, size=size, steps=16)
+    assert kernel[size // 2, size // 2] < 1
+
+
 def test_kernels_follow_from_the_seed():
   def draw(seed):
     rng = np.random.default_rng(seed)

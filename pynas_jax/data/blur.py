@@ -68,6 +68,8 @@ def random_walk_kernel(
   path -= path.mean(axis=0)
   radius = size // 2
   reach = rng.uniform(MIN_REACH, 1.0) * radius
+  if 0 < reach <= 0.5:  # All of it would be rounded to the centre: no blur.
+    reach += 0.5
   path *= reach / np.abs(path).max()
 
   rows, columns = np.rint(path).astype(int).T + radius
