@@ -15,6 +15,7 @@ from pynas_jax import evaluate
 from pynas_jax import metrics
 from pynas_jax.config import SettingError
 from pynas_jax.data import augment
+from pynas_jax.data import check
 from pynas_jax.data import degrade
 from pynas_jax.data import pipeline
 from pynas_jax.data import sources
@@ -92,6 +93,25 @@ def test_a_small_crop_is_a_crop_of_the_small_image(scale):
   np.testing.assert_array_equal(
     large, sharp[high : high + size, high : high + size]
   )
+
+
+def test_noise_that_nobody_sees_is_refused():
+  c = settings('denoise', **{'data.noise_sigma': 1.0})
+  with pytest.raises(SettingError, match='data.noise_sigma is 1.0.* as 25'):
+    check.check_data(c)
+
+
+def test_pairs_have_noise_of_their_own(tmp_path):
+  for split, side in itertools.product(('train', 'test'), ('input', 'target')):
+    folder = tmp_path / split / side
+    folder.mkdir(parents=True)
+    for name in 'abcd':
+      Image.new('RGB', (64, 64)).save(folder / f'{name}.png')
+  changes = {
+    'data.name': 'folder', 'data.root': str(tmp_path), 'data.noise_sigma': 1.0
+  }  # fmt: skip
+  c = settings('denoise', **changes)
+  assert sources.make_source(c.data, 'test', seed=0, task=c.task).paired
 
 
 def test_jpeg_draws_its_quality():

@@ -101,6 +101,11 @@ def make_source(
     )
   if source.paired:
     return source
+  sigma = data.noise_sigma
+  config_lib.require(
+    task != 'denoise' or sigma > 1, 'data.noise_sigma', sigma,
+    'above 1 to denoise, such as 25',
+  )  # fmt: skip
   return Degraded(source, recipe, data.blurs_per_photo, SPLITS.index(split))
 
 
