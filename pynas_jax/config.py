@@ -21,9 +21,14 @@ from pynas_jax import genotype as genotype_lib
 
 MODES = ('search', 'train', 'evaluate', 'benchmark', 'pipeline')
 LOSSES = ('mse', 'psnr', 'charbonnier', 'mse_ssim', 'mse_ssim_code')
+# Task -> what people call it.
+TASKS = {
+  'deblur': 'deblurring', 'denoise': 'denoising',
+  'super_resolution': 'super-resolution', 'jpeg': 'JPEG artifacts',
+}  # fmt: skip
 CHOICES = {
   'mode': MODES,
-  'task': ('deblur', 'denoise', 'super_resolution', 'jpeg'),
+  'task': tuple(TASKS),
   'space': ('pynas', 'hinas'),
   'model.upsample': genotype_lib.UPSAMPLES,
   'model.link': genotype_lib.LINKS,
@@ -636,14 +641,17 @@ def describe_task(c: ml_collections.ConfigDict) -> str:
 
   >>> describe_task(hinas('super_resolution', scale=2))
   'super-resolution x2'
+  >>> describe_task(hinas('denoise', sigma=30.0))
+  'denoising, sigma 30, grey'
   """
-  text = {
-    'deblur': 'deblurring',
-    'denoise': 'denoising',
-    'super_resolution': f'super-resolution x{c.data.scale}',
-    'jpeg': 'JPEG artifacts',
-  }[c.task]
-  return text + (', grey' if c.data.grey else '')
+  text, d = TASKS[c.task], c.data
+  if c.task == 'super_resolution':
+    text += f' x{d.scale}'
+  if c.task == 'denoise' and d.noise_sigma > 1:  # Pairs have their own noise.
+    text += f', sigma {d.noise_sigma:g}'
+  if c.task == 'jpeg':
+    text += f', quality {" to ".join(map(str, d.jpeg_quality))}'
+  return text + (', grey' if d.grey else '')
 
 
 def to_json(c: ml_collections.ConfigDict) -> str:

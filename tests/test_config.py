@@ -146,6 +146,21 @@ def test_settings_that_cannot_be_together(changes, match):
     config_lib.validate(settings)
 
 
+@pytest.mark.parametrize(
+  ('changes', 'text'),
+  [
+    ({}, 'deblurring'),
+    ({'task': 'denoise', 'data.noise_sigma': 12.5}, 'denoising, sigma 12.5'),
+    ({'task': 'denoise', 'data.grey': True}, 'denoising, grey'),
+    ({'task': 'jpeg', 'data.jpeg_quality': (10, 40)},
+     'JPEG artifacts, quality 10 to 40'),
+  ],
+)  # fmt: skip
+def test_tasks_are_described_with_how_much_there_is_to_do(changes, text):
+  settings = config_lib.override(config_lib.base(), changes)
+  assert config_lib.describe_task(settings) == text
+
+
 def test_a_folder_needs_a_root():
   settings = config_lib.override(config_lib.base(), {'data.name': 'folder'})
   with pytest.raises(SettingError, match=r"^data.root is ''"):

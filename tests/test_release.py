@@ -77,9 +77,17 @@ def test_samples_of_another_network_do_not_stay(folder, restorer):
   assert 'before.png' not in (folder / release.README).read_text()
 
 
-def test_the_task_is_a_tag():
-  text = release._readme(NETWORK, Card(task='super-resolution x2'), Path('net'))
-  assert 'tags:\n- image-restoration\n- super-resolution-x2\n---' in text
+@pytest.mark.parametrize(
+  ('task', 'tag'),
+  [
+    ('super-resolution x2', 'super-resolution-x2'),
+    ('denoising, sigma 30, grey', 'denoising'),
+  ],
+)
+def test_the_task_is_a_tag(task, tag):
+  text = release._readme(NETWORK, Card(task=task), Path('net'))
+  assert f'tags:\n- image-restoration\n- {tag}\n---' in text
+  assert f'# net: {task}' in text
   assert 'licen' not in text.lower()  # Its owner has named none.
 
 

@@ -389,7 +389,8 @@ def _slug(text: str) -> str:
 def _readme(genotype: Genotype, card: Card, directory: Path) -> str:
   """Returns the model card, with the header that the hub reads."""
   params, macs = space_of(genotype).count(genotype, height=720, width=1280)
-  tags = dict.fromkeys(('image-restoration', _slug(card.task)))
+  kind = card.task.partition(',')[0]  # Without how much there is to do.
+  tags = dict.fromkeys(('image-restoration', _slug(kind)))
   parts = [
     '---\n' + (f'license: {card.license}\n' if card.license else '')
     + 'library_name: pynas-jax\n'
