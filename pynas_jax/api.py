@@ -241,6 +241,21 @@ def _check_genotype(
     )  # fmt: skip
 
 
+def _compare_tasks(
+  restorer: Restorer, config: ml_collections.ConfigDict
+) -> None:
+  """Says so if a network is scored at another task than it was trained for."""
+  trained = restorer.card.task if restorer.card else ''
+  scored = config_lib.describe_task(config)
+  for name, text in config_lib.TASKS.items():
+    if trained.startswith(text) and trained != scored:
+      logbook_lib.say(
+        f'The network was trained for {trained}, and is scored at {scored}. If '
+        f'that is not meant, set task to {name!r}, and data.noise_sigma, '
+        'data.jpeg_quality and data.grey as in its training.'
+      )
+
+
 def _check_checkpoints(genotype: Genotype, workdir: Path) -> None:
   """Raises SettingError if a directory holds a training of another network."""
   with Checkpoints(workdir / restorer_lib.CHECKPOINTS) as checkpoints:
@@ -436,6 +451,7 @@ def evaluate(
   """
   config = make_config(config, **settings)
   _check_genotype(restorer.genotype, config)
+  _compare_tasks(restorer, config)
   workdir = open_workdir(workdir, config, splits=('test',))
   _check_checkpoints(restorer.genotype, workdir)
   source = sources.make_source(

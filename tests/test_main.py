@@ -23,6 +23,7 @@ from pynas_jax import logbook
 from pynas_jax import main
 from pynas_jax.checkpoint import Checkpoints
 from pynas_jax.deploy import restorer
+from pynas_jax.deploy.release import Card
 from pynas_jax.search import hierarchical
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -367,6 +368,23 @@ def test_the_card_of_a_run_has_its_task_and_scores(rerun, tmp_path):
   assert restorer.load(workdir).card.task == 'deblurring'
   with pytest.raises(config_lib.SettingError, match='holds a release'):
     api.open_workdir(release, config)
+
+
+def test_another_task_than_the_networks_is_reported(tmp_path, capsys):
+  network = api.load('fast')
+  config = api.make_config(
+    config_lib.shrink(config_lib.base()), task='jpeg',
+    data={'jpeg_quality': (10, 40)},
+  )  # fmt: skip
+  words = 'trained for deblurring, and is scored at JPEG artifacts, quality 10'
+  for task, is_told in (
+    (network.card.task, True), ('of my own', False),
+    (config_lib.describe_task(config), False),
+  ):  # fmt: skip
+    network.card = Card(task=task)
+    api.evaluate(network, config, workdir=tmp_path)
+    told = ' '.join(capsys.readouterr().err.split())
+    assert (words in told) == ("set task to 'deblur'" in told) == is_told
 
 
 def test_a_trained_network_keeps_its_search(rerun):
