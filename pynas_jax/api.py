@@ -252,7 +252,7 @@ def _compare_tasks(
       logbook_lib.say(
         f'The network was trained for {trained}, and is scored at {scored}. If '
         f'that is not meant, set task to {name!r}, and data.noise_sigma, '
-        'data.jpeg_quality and data.grey as in its training.'
+        'data.noise_clip, data.jpeg_quality and data.grey as in its training.'
       )
 
 

@@ -138,6 +138,9 @@ def base() -> ml_collections.ConfigDict:
   d.kernel_size = 9  # Random-walk blur kernel side, pixels, odd; 1 is no blur.
   d.kernel_steps = 16  # Steps of the camera's random walk.
   d.noise_sigma = 1.0  # Gaussian noise after blur, of 255. Denoising: 15 to 70.
+  # Denoising: clip noisy images and round them to 8 bits, as a file does; most
+  # papers and the code of HiNAS do not.
+  d.noise_clip = True
   d.light_gamma = 1.0  # Blur to this power of the image; 2.2 is linear light.
   d.highlight_gain = 1.0  # Light that white pixels hold, at most; 1 is white.
   d.shot_noise = 0.0  # Value of one photon, such as 0.001; 0 is off.
@@ -649,6 +652,7 @@ def describe_task(c: ml_collections.ConfigDict) -> str:
     text += f' x{d.scale}'
   if c.task == 'denoise' and d.noise_sigma > 1:  # Pairs have their own noise.
     text += f', sigma {d.noise_sigma:g}'
+    text += '' if d.noise_clip else ', unclipped'
   if c.task == 'jpeg':
     text += f', quality {" to ".join(map(str, d.jpeg_quality))}'
   return text + (', grey' if d.grey else '')

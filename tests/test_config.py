@@ -152,6 +152,8 @@ def test_settings_that_cannot_be_together(changes, match):
     ({}, 'deblurring'),
     ({'task': 'denoise', 'data.noise_sigma': 12.5}, 'denoising, sigma 12.5'),
     ({'task': 'denoise', 'data.grey': True}, 'denoising, grey'),
+    ({'task': 'denoise', 'data.noise_sigma': 30.0, 'data.noise_clip': False},
+     'denoising, sigma 30, unclipped'),
     ({'task': 'jpeg', 'data.jpeg_quality': (10, 40)},
      'JPEG artifacts, quality 10 to 40'),
   ],

@@ -19,6 +19,7 @@ from pynas_jax.data import check
 from pynas_jax.data import degrade
 from pynas_jax.data import pipeline
 from pynas_jax.data import sources
+from pynas_jax.deploy import restorer as restorer_lib
 from pynas_jax.nn import patches
 
 TASKS = {
@@ -69,6 +70,25 @@ def test_noise_is_as_strong_as_it_says_and_fits_into_a_file(grey):
   assert noisy.std() * 255 == pytest.approx(30, rel=0.02)
   np.testing.assert_allclose(noisy * 255, np.rint(noisy * 255), atol=1e-4)
   assert (noisy[..., 0] == noisy[..., 1]).all() == grey
+
+
+def test_noise_may_stay_as_papers_have_it(identity):
+  changes = {'data.noise_clip': False, 'data.noise_sigma': 70.0}
+  c = settings('denoise', **changes)
+  source = sources.make_source(c.data, 'test', seed=0, task=c.task)
+  batches = pipeline.make_train_iterator(
+    c, split='train', batch_size=4, crop=24, seed=0
+  )
+  for pair in (next(batches), pipeline.validation_batch(c)):
+    noise = (pair['blurred'] - pair['sharp']) * 255
+    assert noise.std() == pytest.approx(70, rel=0.05)
+    assert pair['blurred'].min() < 0 and pair['blurred'].max() > 1
+  part = sources.Part(source, (0,))
+  means, _, _ = evaluate.evaluate(restorer_lib.load(identity), part)
+  # What a network returns is clipped.
+  clipped = (np.clip(source[0]['blurred'], 0, 255) - source[0]['sharp']) / 255
+  expected = -10 * np.log10(np.square(clipped).mean())
+  assert means['psnr_float'] == pytest.approx(expected, abs=1e-3)
 
 
 @pytest.mark.parametrize('scale', [2, 3, 4])

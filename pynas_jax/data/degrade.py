@@ -155,28 +155,32 @@ class AnyRecipe(Protocol):
     scale: Factor by which the input is smaller.
     margin: Pixels to cut off a sharp crop, both sides together, so that
       neither is at a border.
+    in_file: Whether 8 bits hold the input, which is then in [0, 1].
   """
 
   scale: int
   margin: int
+  in_file: bool
 
   def degrade(
     self, rng: np.random.Generator, sharp: np.ndarray
   ) -> np.ndarray:
-    """Returns f32[H / scale, W / scale, C] of f32[H, W, C], in [0, 1]."""
+    """Returns f32[H / scale, W / scale, C] of f32[H, W, C] in [0, 1]."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Noise:
-  """White Gaussian noise, clipped and rounded to 8 bits as a file is.
+  """White Gaussian noise.
 
   Attributes:
     sigma: Standard deviation, of 255.
     grey: Whether all channels get the same noise.
+    in_file: Whether it is clipped and rounded to 8 bits, as a file is.
   """
 
   sigma: float
   grey: bool = False
+  in_file: bool = True
   scale: ClassVar[int] = 1
   margin: ClassVar[int] = 0
 
@@ -185,7 +189,9 @@ class Noise:
   ) -> np.ndarray:
     """Adds noise to f32[H, W, C] in [0, 1]; returns the same type."""
     image = sharp[..., :1] if self.grey else sharp
-    noisy = gaussian_noise(rng, image, sigma=self.sigma, quantize=True)
+    noisy = gaussian_noise(
+      rng, image, sigma=self.sigma, quantize=self.in_file
+    )
     return np.broadcast_to(noisy, sharp.shape)
 
 
@@ -198,6 +204,7 @@ class Downscale:
   """
 
   scale: int
+  in_file: ClassVar[bool] = True
 
   @property
   def margin(self) -> int:
@@ -224,6 +231,7 @@ class Jpeg:
   quality: tuple[int, int]
   scale: ClassVar[int] = 1
   margin: ClassVar[int] = 0
+  in_file: ClassVar[bool] = True
 
   def degrade(
     self, rng: np.random.Generator, sharp: np.ndarray
@@ -240,7 +248,7 @@ def make_recipe(data: ml_collections.ConfigDict, task: str) -> AnyRecipe:
     task: The setting `config.task`.
   """
   if task == 'denoise':
-    return Noise(data.noise_sigma, data.grey)
+    return Noise(data.noise_sigma, data.grey, data.noise_clip)
   if task == 'super_resolution':
     return Downscale(data.scale)
   if task == 'jpeg':
@@ -274,6 +282,7 @@ class Recipe:
   jpeg_quality: tuple[int, ...] = ()
   varying: float = 0.0
   scale: ClassVar[int] = 1
+  in_file: ClassVar[bool] = True
 
   @classmethod
   def from_settings(cls, data: ml_collections.ConfigDict) -> Self:

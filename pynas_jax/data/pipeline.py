@@ -1,7 +1,8 @@
 """From sources to batches, by Grain in threads.
 
 A batch is {'blurred': f32[B, H, W, 3], 'sharp': f32[B, H, W, 3]} in [0, 1]; the
-former is whatever the task's input is, smaller in super-resolution.
+former is whatever the task's input is, smaller in super-resolution, and beyond
+[0, 1] where noise is not clipped.
 Every random choice follows from the seed and the position of the element, so
 batches do not depend on the number of threads, and an iterator restored by
 `set_state` goes on bit for bit. Random crops of training pairs are as in PyNAS

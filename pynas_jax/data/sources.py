@@ -5,6 +5,7 @@ its images. An item is {'name': str, 'sequence': str, 'blurred': u8[H, W, 3],
 'sharp': u8[H, W, 3]}; the training source of sharp images leaves 'blurred' out,
 as the pipeline draws a fresh degradation for every crop. Sources that may have
 grey files add 'is_grey', whether it was one, as all images have three channels.
+With `data.noise_clip` off, 'blurred' is f32[H, W, 3] of any range, of 255.
 
 'photos' are split by photograph. One tenth of the training pairs of other
 datasets is held out for validation, as PyNAS section 3.2 does on GoPro: whole
@@ -327,11 +328,11 @@ class Degraded:
     rng = np.random.default_rng((HELD_OUT_SEED, self.stream, place, copy))
     height, width = self._cut(item['sharp'].shape)
     pixels = item['sharp'][:height, :width]
-    blurred = self.recipe.degrade(rng, pixels.astype(np.float32) / 255)
+    blurred = self.recipe.degrade(rng, pixels.astype(np.float32) / 255) * 255
+    if self.recipe.in_file:
+      blurred = np.rint(blurred).astype(np.uint8)
     return item | {
-      'name': f'{item["name"]}-{copy}',
-      'sharp': pixels,
-      'blurred': np.rint(blurred * 255).astype(np.uint8),
+      'name': f'{item["name"]}-{copy}', 'sharp': pixels, 'blurred': blurred
     }
 
 

@@ -41,7 +41,8 @@ REPORT = 'report.json'  # Of what a run scored.
 MAX_BYTES = 512 << 20  # That the programs of a Restorer may keep.
 PROGRAM_BYTES = 16 << 20  # Of a program, without feature maps.
 OFTEN = 8  # Images of a size share programs, before it has its own.
-_MIN, _MAX = -1.0, 2.0  # Of floats meant for [0, 1]: filters overshoot.
+# Beyond those meant for [0, 1], from which filters and noise lead away.
+_MIN, _MAX = -2.0, 3.0
 
 
 class _Key(NamedTuple):
@@ -238,7 +239,7 @@ class Restorer:
     if image.dtype != np.uint8:
       image = image.astype(np.float32)
       low, high = image.min(), image.max()
-      if not _MIN <= low <= high <= _MAX:
+      if not _MIN < low <= high < _MAX:
         raise ValueError(
           f'The image has values from {low:g} to {high:g}; expected floats in '
           '[0, 1], or uint8.'
