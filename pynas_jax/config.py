@@ -304,6 +304,7 @@ def hinas(
   denoise = task == 'denoise'
   h, d, s, t = c.hinas, c.data, c.search, c.train
   h.layers, h.nodes = (3, 4) if denoise else (2, 3)
+  # As in the code's training; its search has half the width, 10 and 8.
   h.width, h.stem_width = (20, 64) if denoise else (16, 64)
   c.model.zero_init_last = False
   d.root, d.validation_fraction, d.alpha_fraction = 'data', 0.02, 0.5
