@@ -28,7 +28,7 @@ from pynas_jax.spaces import base
 from pynas_jax.spaces import space_of
 
 CROP = 192  # Pixels a side, of the middle of a photograph.
-PIXELS = 512  # Of a feature map, of each crop.
+VALUES = 1 << 14  # Of a feature map, of each crop.
 BINS = 16 * quantization.LEVELS  # Of a histogram of values.
 SHARES = np.linspace(0.1, 1.05, 39)  # Of the range of the values seen.
 KERNEL_SIZE, SIGMA = 13, 25.0  # Of blur, pixels, and of noise, of 255.
@@ -101,7 +101,8 @@ def calibrate(genotype: Genotype, params: Any) -> list[Grid]:
 
     def see(x):
       pixels = x.reshape(-1, x.shape[3])
-      seen.append(pixels[rng.integers(len(pixels), size=PIXELS)])
+      count = max(1, VALUES // x.shape[3])
+      seen.append(pixels[rng.integers(len(pixels), size=count)])
 
     with quantization.observing(see):
       base.apply(network, params, image)
@@ -109,7 +110,7 @@ def calibrate(genotype: Genotype, params: Any) -> list[Grid]:
 
   images, weights = crops()
   shown = [jax.device_get(observe(params, image[None])) for image in images]
-  weights = np.repeat(weights, PIXELS)[:, None]
   return [
-    fit(np.concatenate(values), weights) for values in zip(*shown, strict=True)
+    fit(np.concatenate(values), np.repeat(weights, len(values[0]))[:, None])
+    for values in zip(*shown, strict=True)
   ]
