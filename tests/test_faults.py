@@ -144,7 +144,7 @@ def test_good_folder_passes(good, capsys):
   shown = capsys.readouterr().out
   assert 'nothing is wrong' in shown
   assert 'test' in shown
-  assert '2 images of 24x32 to 24x32' in shown
+  assert '2 pairs of 24x32 to 24x32' in shown
 
 
 @pytest.mark.parametrize('spoil', FAULTS)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 from PIL import Image
 import pytest
@@ -33,8 +35,12 @@ def found(root, subset=''):
 
 @pytest.mark.parametrize(
   ('inputs', 'targets'),
-  [('blur', 'sharp'), ('input', 'target'), ('input_crops', 'target_crops')],
-)
+  [
+    ('blur', 'sharp'), ('input', 'target'), ('input_crops', 'target_crops'),
+    ('Blur', 'Sharp'), ('INPUT', 'GT'), ('lq', 'gt'), ('noisy', 'clean'),
+    ('blurry', 'sharp'), ('LQ', 'HQ'),
+  ],
+)  # fmt: skip
 def test_flat_folders(tmp_path, inputs, targets):
   for split in ('train', 'test'):
     touch(tmp_path, f'{split}/{inputs}/1.png', f'{split}/{targets}/1.jpg')
@@ -78,6 +84,43 @@ def test_sharp_images_alone(tmp_path):
     },
     [],
   )
+
+
+@pytest.mark.parametrize(
+  ('name', 'split'),
+  [('Train', 'train'), ('TEST', 'test'), ('valid', 'validation'),
+   ('Testing', 'test'), ('training', 'train')],
+)  # fmt: skip
+def test_folders_of_splits_have_many_names(tmp_path, name, split):
+  touch(tmp_path, f'{name}/blur/1.png', f'{name}/sharp/1.png')
+  pairs, _ = found(tmp_path)
+  assert {key: pair[:2] for key, pair in pairs.items()} == {
+    f'{name}/1': (split, '')
+  }
+
+
+def test_many_folders_are_sequences(tmp_path):
+  for i in range(files.MIN_SEQUENCES):
+    touch(tmp_path, f'{i}/a.png')
+  touch(tmp_path, 'b.png')
+  pairs, _ = found(tmp_path)
+  assert {pair[1] for pair in pairs.values()} == {'', *map(str, range(10))}
+  assert pairs['3/a.png'][1] == '3'
+  assert pairs['b.png'][1] == ''
+
+
+def test_unknown_folders_of_pairs_are_found(tmp_path):
+  photo = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+  for folder, pixels in (('in', photo // 2), ('out', photo), ('c', ~photo)):
+    for name in ('a', 'b'):
+      path = tmp_path / 'train' / folder / 'deep' / f'{name}.png'
+      path.parent.mkdir(parents=True, exist_ok=True)
+      Image.fromarray(pixels).save(path)
+  train = tmp_path / 'train'
+  assert files.find_alike(tmp_path) == (train / 'in', train / 'out')
+  # Videos have the same names as well, but do not show the same.
+  shutil.rmtree(train / 'in')
+  assert files.find_alike(tmp_path) is None
 
 
 def test_strays_are_lines_each(tmp_path):

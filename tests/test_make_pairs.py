@@ -310,6 +310,7 @@ def test_pairs_are_written_as_they_are_computed(tmp_path, capsys):
   mean = np.mean([record['psnr_input_db'] for record in records(out)])
   assert '3 made, 0 still' in shown.out
   assert f'{mean:.2f} dB' in shown.out
+  assert 'name videos for that by --test' in shown.out + shown.err
 
 
 def test_average_mode_averages_neighbouring_frames(tmp_path):

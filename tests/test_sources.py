@@ -162,6 +162,16 @@ def test_folder_without_pairs(tmp_path):
     sources.make_source(folder(tmp_path, subset='input'), 'train', seed=0)
 
 
+def test_unknown_names_of_pairs_are_refused(tmp_path):
+  """They would be taken for sharp images, and blurred again."""
+  write_pairs(tmp_path / 'train', ['a', 'b'])
+  (tmp_path / 'train' / 'blur').rename(tmp_path / 'train' / 'shaken')
+  with pytest.raises(config_lib.SettingError) as error:
+    sources.make_source(folder(tmp_path), 'train', seed=0)
+  assert 'hold the same pictures under the same names' in str(error.value)
+  assert 'blur and sharp, ' in str(error.value)
+
+
 def test_missing_partners_are_all_listed(tmp_path):
   write_pairs(tmp_path / 'train', [f'{i:02}' for i in range(14)])
   for i in range(12):

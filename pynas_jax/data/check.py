@@ -169,10 +169,12 @@ def main(config: ml_collections.ConfigDict) -> None:
       config.data, split, seed=config.seed, task=config.task
     )
     heights, widths = zip(*source.sizes, strict=True)
+    is_made = isinstance(source, sources.Degraded)
+    kind = 'sharp images, to be degraded,' if is_made else 'pairs'
     rows.append(
       (
         split,
-        f'{len(source):,} images of {min(heights)}x{min(widths)} to '
+        f'{len(source):,} {kind} of {min(heights)}x{min(widths)} to '
         f'{max(heights)}x{max(widths)}',
       )
     )

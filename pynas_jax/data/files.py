@@ -8,15 +8,18 @@ common name, in folders beside each other:
   train|test/input, target             as NAFNet and MAXIM
   train|test/input_crops, target_crops as Restormer
   SEQUENCE/input, GT                   as the video deblurring of Su et al.
+  train|test/lq, gt; noisy, clean      as many others
 
 Without train/ and test/ the same is sought in the root; val/ may be there too.
-Where there are no such folders, every image is a sharp one without a partner.
+Capitals make no difference. Where there are no such folders, every image is a
+sharp one without a partner; in ten folders or more, each holds a sequence.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 import dataclasses
+import itertools
 import os
 from pathlib import Path
 import re
@@ -33,17 +36,27 @@ SUFFIXES = (
 )  # fmt: skip
 # Folder -> split.
 SPLITS = {
-  'train': 'train', 'val': 'validation', 'validation': 'validation',
-  'test': 'test',
+  'train': 'train', 'training': 'train', 'val': 'validation',
+  'valid': 'validation', 'validation': 'validation', 'test': 'test',
+  'testing': 'test',
 }  # fmt: skip
 # Folder of the inputs -> those of their targets. Of several inputs beside each
 # other the first counts, unless the setting `data.subset` names another.
 PARTNERS = {
   'blur': ('sharp',),
   'blur_gamma': ('sharp',),
-  'input': ('target', 'GT'),
+  'blurred': ('sharp',),
+  'blurry': ('sharp',),
+  'input': ('target', 'gt'),
   'input_crops': ('target_crops',),
+  'lq': ('gt', 'hq'),
+  'noisy': ('clean', 'gt'),
 }
+# So many folders of sharp images are sequences, such as videos: whichever are
+# held out, most are left. Fewer may be albums of any size.
+MIN_SEQUENCES = 10
+_MAX_SIDES = 4  # Folders beside each other that may be sides of pairs.
+_ALIKE = 0.9  # Correlation of thumbnails: they show the same.
 _ORIENTATION = 0x0112  # EXIF tag; values above 4 swap height and width.
 
 
@@ -204,16 +217,58 @@ def find_pairs(root: Path, *, subset: str = '') -> tuple[list[Pair], list[str]]:
   if pairs or faults or subset:
     return pairs, faults
   for top, split in tops:
-    for path in images_under(top):
+    images = images_under(top)
+    in_sequences = len({path.parent for path in images}) >= MIN_SEQUENCES
+    for path in images:
+      sequence = path.parent.relative_to(root).as_posix()
       name = path.relative_to(root).as_posix()
-      pairs.append(Pair(name, split, '', None, (path,)))
+      alone = not in_sequences or path.parent == top
+      pairs.append(Pair(name, split, '' if alone else sequence, None, (path,)))
   return pairs, faults
+
+
+def find_alike(root: Path) -> tuple[Path, Path] | None:
+  """Returns two folders that look like the sides of pairs, if there are any.
+
+  They are beside each other, hold the same names, and the first of these are
+  pictures of the same.
+
+  Args:
+    root: In which `find_pairs` finds none.
+  """
+  for top, _ in _tops(root):
+    for parent in _folders(top):
+      folders = [p for p in _subfolders(parent).values() if not is_hidden(p)]
+      if len(folders) > _MAX_SIDES:
+        continue
+      for two in itertools.combinations(folders, 2):
+        sides = [
+          {p.relative_to(side).with_suffix(''): p for p in images_under(side)}
+          for side in two
+        ]
+        common = sorted(sides[0].keys() & sides[1].keys())
+        if common and _look_alike(*(side[common[0]] for side in sides)):
+          return two
+  return None
+
+
+def _look_alike(*paths: Path) -> bool:
+  thumbnails = []
+  for path in paths:
+    image = Image.fromarray(decode(path)).convert('L').resize((16, 16))
+    thumbnails.append(np.asarray(image, np.float64).ravel())
+  if any(np.ptp(thumbnail) == 0 for thumbnail in thumbnails):
+    return False  # Nothing to be seen.
+  return np.corrcoef(*thumbnails)[0, 1] > _ALIKE
 
 
 def _tops(root: Path) -> list[tuple[Path, str]]:
   """Returns the folders to look in, and the splits of what is there."""
-  tops = [(root / name, split) for name, split in SPLITS.items()]
-  return [(top, split) for top, split in tops if top.is_dir()] or [(root, '')]
+  folders = _subfolders(root)
+  tops = [
+    (folders[name], split) for name, split in SPLITS.items() if name in folders
+  ]
+  return tops or [(root, '')]
 
 
 def is_looked_in(root: Path, folder: Path) -> bool:
@@ -306,8 +361,17 @@ def _folders(top: Path) -> Iterator[Path]:
 
 def _sides(parent: Path, subset: str) -> tuple[Path, Path] | None:
   """Returns the folders of inputs and targets in a folder, if it has both."""
+  folders = _subfolders(parent)
   for name in [subset] if subset else PARTNERS:
     for partner in PARTNERS[name]:
-      if (parent / name).is_dir() and (parent / partner).is_dir():
-        return parent / name, parent / partner
+      if name in folders and partner in folders:
+        return folders[name], folders[partner]
   return None
+
+
+def _subfolders(parent: Path) -> dict[str, Path]:
+  """Returns the folders in a folder, by name in lower case, in order."""
+  if not parent.is_dir():
+    return {}
+  # Of two names that differ by capitals alone, the one in lower case counts.
+  return {p.name.lower(): p for p in sorted(parent.iterdir()) if p.is_dir()}

@@ -526,6 +526,8 @@ def _report(
   if shown:
     pair_folder.contact_sheet(flags.out, shown, flags.out / SHEET)
     logbook.say(f'Look at {flags.out / SHEET}.')
+    if all(video.split != 'test' for video in videos):
+      logbook.say('Nothing is for testing: name videos for that by --test.')
   else:
     status = _failed(
       'no pair was made: the videos are too short, or too still for '

@@ -45,6 +45,7 @@ PHOTOS = {
 # Held-out blurs follow from it alone, so that figures of all runs compare.
 HELD_OUT_SEED = 2021
 TEST_FRACTION = 0.1  # Of the pairs of a folder without train/ and test/.
+TESTLESS = ('sidd_medium',)  # Published without images to test on.
 
 
 class Source(Protocol):
@@ -391,6 +392,14 @@ def list_pairs(
   if not pairs and not stray:
     subset = f' of the data.subset {data.subset!r}' if data.subset else ''
     raise config_lib.SettingError(f'{where}: no images{subset}; {layouts}')
+  alike = pairs[0].blurred is None and files.find_alike(root) if pairs else None
+  if alike:
+    names = ', '.join(f'{a} and {b[0]}' for a, b in files.PARTNERS.items())
+    raise config_lib.SettingError(
+      f'{where}: {alike[0].name} and {alike[1].name} hold the same pictures '
+      f'under the same names, but folders of pairs are called {names}. Rename '
+      'them, or give the folder of the sharp ones alone.'
+    )
   return pairs, stray
 
 
@@ -433,7 +442,7 @@ def split_of(
         for i in groups[keys[k]]:
           splits[i] = split
 
-  if not any(entry.split for entry in entries):
+  if data.name in TESTLESS or not any(entry.split for entry in entries):
     hold_out('test', TEST_FRACTION)
   if data.validation_fraction > 0 and 'validation' not in splits:
     hold_out('validation', data.validation_fraction)
