@@ -32,7 +32,7 @@ VALUES = 1 << 14  # Of a feature map, of each crop.
 BINS = 16 * quantization.LEVELS  # Of a histogram of values.
 SHARES = np.linspace(0.1, 1.05, 39)  # Of the range of the values seen.
 KERNEL_SIZE, SIGMA = 13, 25.0  # Of blur, pixels, and of noise, of 255.
-WEIGHT_OF_TEXT = 0.01  # Of what is as sharp; a photograph has 1.
+WEIGHT_OF_TEXT = 0.003  # Of what is as sharp; a photograph has 1.
 EVENNESS = 0.5  # Of channels: 0 leaves them as they are, 1 is as wide all.
 
 
