@@ -286,7 +286,8 @@ def test_check_of_a_dataset_that_is_for_testing_only(tmp_path, capsys):
     check.main(config)
   config.mode = 'evaluate'
   check.main(config)
-  assert '20 sharp images, to be degraded, of 12x16 to 12x16' in capsys.readouterr().out
+  shown = capsys.readouterr().out
+  assert '20 sharp images, to be degraded, of 12x16 to 12x16' in shown
 
 
 def test_incomplete_download_is_refused(tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ from PIL import Image
 import pytest
 
 from experiments import video_pairs
+from experiments.box import int8
 from experiments.box import make_data
 from experiments.box import manifest
 from experiments.box import release as box
@@ -177,6 +178,30 @@ def test_the_box_keeps_scores_curves_and_times(tmp_path, monkeypatch, capsys):
   with pytest.raises(SystemExit, match='2'):
     box.main([*flags, *runs, '--keep_times', '--name=quality'])
   assert 'another architecture' in capsys.readouterr().err
+
+
+def test_the_box_is_scored_in_8_bits(tmp_path, monkeypatch):
+  pytest.importorskip('openvino')
+  with Image.open(box.BLURRY) as image:
+    photo = image.crop((200, 200, 264, 264))
+  pair = tmp_path / 'test' / 'photo_a'
+  for side, pixels in (('blur', photo.resize((32, 32))), ('sharp', photo)):
+    (pair / side).mkdir(parents=True)
+    pixels.resize((64, 64)).save(pair / side / 'a.png')
+  restorer = box.Restorer.from_pretrained('fast')
+  rows = box.score(restorer, tmp_path)
+  (tmp_path / 'fast.json').write_text(json.dumps({'rows': rows}))
+  monkeypatch.setattr(box, 'HERE', tmp_path)
+  flags = [f'--data={tmp_path}', '--names', 'fast']
+  int8.main(flags)
+  found = json.loads((tmp_path / 'int8.json').read_text())['rows']['fast']
+  assert [row['psnr_float32'] for row in found] == [r['psnr'] for r in rows]
+  for row in found:
+    assert 0 < abs(row['psnr_int8'] - row['psnr_float32']) < 4
+  rows[0]['number'] = 2
+  (tmp_path / 'fast.json').write_text(json.dumps({'rows': rows}))
+  with pytest.raises(SystemExit, match="1 pairs of 'photographs'; expected 2"):
+    int8.main(flags)
 
 
 def test_the_box_has_more_motion_for_training_alone(
