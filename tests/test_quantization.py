@@ -188,9 +188,10 @@ def test_text_stays_sharp():
   assert psnr_db(dtype='int8', backend='openvino') > exact - 3
 
 
-def test_networks_are_calibrated_once(cache, monkeypatch):
+def test_networks_are_calibrated_once(cache, monkeypatch, capsys):
   pytest.importorskip('openvino')
   assert backends.choose('auto', network()) == 'openvino'
+  assert 'calibrating for 8 bits' in capsys.readouterr().err
   (grids,) = cache.rglob('*-grids')
   kept = json.loads(grids.read_bytes()[backends._CHECKSUM_BYTES :])
   assert len(kept) == 2 * 10  # Convolutions of each scale.
@@ -198,6 +199,7 @@ def test_networks_are_calibrated_once(cache, monkeypatch):
   for path in cache.rglob('*.onnx'):
     path.unlink()
   assert backends.choose('auto', network()) == 'openvino'
+  assert not capsys.readouterr().err
 
 
 def test_other_runtimes_have_no_int8():

@@ -137,9 +137,10 @@ def _grids(network: Network) -> list[Grid]:
   """Returns the grids of a network's convolutions, from the cache or new."""
 
   def make():
-    from pynas_jax.deploy import calibration  # Rarely wanted.
+    from pynas_jax import logbook  # Rarely wanted.
+    from pynas_jax.deploy import calibration
 
-    logging.info('calibrating on the photographs of the package')
+    logbook.say('calibrating for 8 bits, once for each network')
     grids = calibration.calibrate(network.genotype, network.params)
     return json.dumps([dataclasses.astuple(grid) for grid in grids]).encode()
 
@@ -555,7 +556,7 @@ def choose(backend: str, network: Network) -> str:
   Args:
     backend: Key of `BACKENDS`, or 'auto': XLA on an accelerator, else the first
       of `BACKENDS`, which has the fastest first, that is installed, has the
-      network's type and restores as XLA does.
+      network's type and restores as XLA does. Only OpenVINO has int8.
     network: What is to be run.
 
   Raises:
@@ -573,7 +574,7 @@ def choose(backend: str, network: Network) -> str:
     if jax.default_backend() != 'cpu':
       backend = 'xla'
     elif network.dtype == 'int8':
-      backend = 'openvino'  # The only one that has it.
+      backend = 'openvino'  # Or the error says why not.
     else:
       return available(network)[0]
   _check(backend, network)
