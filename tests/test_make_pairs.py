@@ -310,7 +310,7 @@ def test_pairs_are_written_as_they_are_computed(tmp_path, capsys):
   mean = np.mean([record['psnr_input_db'] for record in records(out)])
   assert '3 made, 0 still' in shown.out
   assert f'{mean:.2f} dB' in shown.out
-  assert 'name videos for that by --test' in shown.out + shown.err
+  assert 'No video is for testing' in shown.out + shown.err
 
 
 def test_average_mode_averages_neighbouring_frames(tmp_path):
@@ -625,6 +625,20 @@ def test_folder_source_reads_the_pairs(five_videos, tmp_path):
     for split in ('train', 'validation')
   ]
   assert sum(rest) == 8
+
+
+def test_pairs_of_one_video_are_enough_for_all_splits(tmp_path):
+  out = tmp_path / 'out'
+  video = write_video(tmp_path / 'a.mkv', pan(12))
+  assert run(out, video, every=1) == 0
+  config = config_lib.base()
+  config.data.name, config.data.root = 'folder', str(out)
+  parts = [
+    set(sources.make_source(config.data, split, seed=0).names)
+    for split in sources.SPLITS
+  ]
+  assert [len(part) for part in parts] == [8, 1, 1]
+  assert set.union(*parts) == {f'train/a/{i:06}' for i in range(1, 11)}
 
 
 def test_contact_sheet_is_small_and_shows_every_scene(five_videos, tmp_path):

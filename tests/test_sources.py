@@ -126,11 +126,20 @@ def test_validation_fraction(tmp_path):
   write_pairs(tmp_path / 'train', ['a', 'b', 'c'])
   assert len(names(folder(tmp_path), 'validation')) == 1
   data = folder(tmp_path, validation_fraction=0.0)
-  assert len(names(data, 'train')) == 3
+  assert len(names(data, 'train')) == 2
   with pytest.raises(config_lib.SettingError, match='validation_fraction'):
     sources.make_source(data, 'validation', seed=0)
-  with pytest.raises(config_lib.SettingError, match='test split'):
-    sources.make_source(data, 'test', seed=0)
+
+
+def test_without_a_folder_of_test_images_some_are_held_out(tmp_path):
+  for sequence in 'abc':
+    write_pairs(tmp_path / 'train' / sequence, ['1', '2'])
+  data = folder(tmp_path)
+  parts = [names(data, split) for split in sources.SPLITS]
+  assert [len(part) for part in parts] == [2, 2, 2]
+  # Sequences are not divided.
+  assert len({name[:7] for part in parts for name in part}) == 3
+  assert all(len({name[:7] for name in part}) == 1 for part in parts)
 
 
 def test_images_are_turned_upright_and_become_rgb(tmp_path):
@@ -218,7 +227,7 @@ def test_sharp_images_alone_are_degraded(tmp_path):
 def test_one_sequence_is_divided_by_frame(tmp_path):
   write_pairs(tmp_path / 'train' / 'only', [f'{i:02}' for i in range(20)])
   data = folder(tmp_path)
-  assert [len(names(data, s)) for s in ('train', 'validation')] == [18, 2]
+  assert [len(names(data, s)) for s in sources.SPLITS] == [16, 2, 2]
 
 
 def test_a_folder_of_validation_images_is_taken_as_it_is(tmp_path):
@@ -226,7 +235,7 @@ def test_a_folder_of_validation_images_is_taken_as_it_is(tmp_path):
   write_pairs(tmp_path / 'val', ['d'])
   data = folder(tmp_path)
   assert names(data, 'validation') == {'val/d'}
-  assert len(names(data, 'train')) == 3
+  assert [len(names(data, s)) for s in ('train', 'test')] == [2, 1]
 
 
 def test_truncated_image_is_named(tmp_path):

@@ -527,7 +527,11 @@ def _report(
     pair_folder.contact_sheet(flags.out, shown, flags.out / SHEET)
     logbook.say(f'Look at {flags.out / SHEET}.')
     if all(video.split != 'test' for video in videos):
-      logbook.say('Nothing is for testing: name videos for that by --test.')
+      logbook.say(
+        'No video is for testing: trainings will hold out some of the pairs. '
+        'Those of one video are alike, which makes scores too good; give more '
+        'videos, some of them by --test.'
+      )
   else:
     status = _failed(
       'no pair was made: the videos are too short, or too still for '

@@ -44,8 +44,9 @@ PHOTOS = {
 }  # fmt: skip
 # Held-out blurs follow from it alone, so that figures of all runs compare.
 HELD_OUT_SEED = 2021
-TEST_FRACTION = 0.1  # Of the pairs of a folder without train/ and test/.
-TESTLESS = ('sidd_medium',)  # Published without images to test on.
+TEST_FRACTION = 0.1  # Of the training pairs where there are none to test on.
+# Only of these: a dataset's tiles are without a test split, the dataset is not.
+TESTLESS = ('folder', 'sidd_medium')
 
 
 class Source(Protocol):
@@ -442,7 +443,7 @@ def split_of(
         for i in groups[keys[k]]:
           splits[i] = split
 
-  if data.name in TESTLESS or not any(entry.split for entry in entries):
+  if data.name in TESTLESS and 'test' not in splits:
     hold_out('test', TEST_FRACTION)
   if data.validation_fraction > 0 and 'validation' not in splits:
     hold_out('validation', data.validation_fraction)
