@@ -522,7 +522,10 @@ def validate(c: ml_collections.ConfigDict) -> None:
     )  # fmt: skip
   if c.data.name == 'folder':
     require(bool(c.data.root), 'data.root', c.data.root, 'a folder of images')
-    subsets = ('', 'blur', 'blur_gamma', 'input', 'input_crops')
+    subsets = (
+      '', 'blur', 'blur_gamma', 'blurred', 'blurry', 'input', 'input_crops',
+      'lq', 'noisy',
+    )  # fmt: skip
     require(
       c.data.subset in subsets, 'data.subset', c.data.subset,
       f'one of {", ".join(map(repr, subsets))}',

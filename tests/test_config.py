@@ -10,6 +10,7 @@ import pytest
 
 from pynas_jax import config as config_lib
 from pynas_jax.config import SettingError
+from pynas_jax.data import files
 
 
 @pytest.mark.parametrize(
@@ -167,6 +168,12 @@ def test_a_folder_needs_a_root():
   settings = config_lib.override(config_lib.base(), {'data.name': 'folder'})
   with pytest.raises(SettingError, match=r"^data.root is ''"):
     config_lib.validate(settings)
+
+
+@pytest.mark.parametrize('subset', files.PARTNERS)
+def test_every_folder_of_inputs_can_be_the_subset(subset):
+  changes = {'data.name': 'folder', 'data.root': 'x', 'data.subset': subset}
+  config_lib.validate(config_lib.override(config_lib.base(), changes))
 
 
 def test_settings_that_do_not_exist_are_refused():
