@@ -22,8 +22,12 @@ def folder() -> Path | None:
   named = os.environ.get(VARIABLE)
   if named:
     return None if named == OFF else Path(named).absolute()
-  home = os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'
-  return Path(home).absolute() / 'pynas_jax'
+  home = os.environ.get('XDG_CACHE_HOME')
+  try:
+    home = Path(home) if home else Path.home() / '.cache'
+  except RuntimeError:  # A user without a home, as in containers.
+    return None
+  return home.absolute() / 'pynas_jax'
 
 
 def _machine() -> str:

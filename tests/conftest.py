@@ -31,8 +31,9 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 def pytest_configure(config: pytest.Config) -> None:
   """Strict JAX, and compiled programs kept between test runs."""
   jax.config.update('jax_numpy_rank_promotion', 'raise')
-  # As `backends.need` does it: a test may import OpenVINO before.
+  # As `backends.need` does it: a test may import the runtimes before.
   sys.modules.setdefault('openvino_telemetry', None)
+  os.environ['ORT_DISABLE_TELEMETRY'] = '1'
   # Tests compile much and compute little. In the environment too, for the
   # processes that tests start.
   os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'

@@ -3,6 +3,10 @@
 from concurrent import futures
 import dataclasses
 import functools
+import os
+import pathlib
+import subprocess
+import sys
 import threading
 
 import jax
@@ -70,6 +74,7 @@ def network(name):
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
   monkeypatch.setenv(caching.VARIABLE, str(tmp_path / 'cache'))
+  monkeypatch.setattr(backends, '_unkept', {})
   return tmp_path / 'cache'
 
 
@@ -261,11 +266,31 @@ def test_errors_of_onnx_runtime_are_of_a_known_kind():
     backends.open_onnx(graph)(np.zeros((1, 8, 8, 5), np.float32))
 
 
-def test_the_cache_can_be_off(cache, monkeypatch):
-  monkeypatch.setenv(caching.VARIABLE, caching.OFF)
+@pytest.mark.parametrize('kind', ['off', 'a file', 'unreadable', 'homeless'])
+def test_a_cache_that_serves_not_is_done_without(cache, monkeypatch, kind):
+  """And nothing is made for every image anew."""
+  if kind == 'off':
+    monkeypatch.setenv(caching.VARIABLE, caching.OFF)
+  if kind == 'a file':
+    cache.touch()
+  if kind == 'unreadable':  # Not so for the superuser, whom a folder stops.
+    backends.export_onnx(network('one scale'), np.uint8)
+    (path,) = cache.rglob('*.onnx')
+    path.unlink()
+    path.mkdir()
+  if kind == 'homeless':
+    monkeypatch.delenv(caching.VARIABLE)
+    monkeypatch.delenv('XDG_CACHE_HOME', raising=False)
+    monkeypatch.setattr(pathlib.Path, 'home', no_home)
+    assert caching.folder() is None
   graph = backends.export_onnx(network('one scale'), np.uint8)
   onnx.checker.check_model(onnx.load_from_string(graph))
-  assert not cache.exists()
+  assert backends.export_onnx(network('one scale'), np.uint8) is graph
+  assert kind == 'unreadable' or not cache.is_dir()
+
+
+def no_home():
+  raise RuntimeError('Could not determine home directory.')
 
 
 def test_graphs_hold_no_shuffling_of_axes():
@@ -325,6 +350,22 @@ def test_what_cannot_be_used_is_named(backend, dtype, message):
   rough = dataclasses.replace(network('one scale'), dtype=dtype)
   with pytest.raises(backends.BackendError, match=message):
     backends.choose(backend, rough)
+
+
+def test_runtimes_tell_nobody(tmp_path):
+  """ONNX Runtime 1.29 and newer does, and keeps a file for it."""
+  pytest.importorskip('onnxruntime')
+  code = (
+    'from pynas_jax.deploy import restorer; import numpy as np; '
+    "restore = restorer.load('fast', backend='onnxruntime'); "
+    'restore(np.zeros((8, 8, 3), np.uint8))'
+  )
+  unset = ('ORT_DISABLE_TELEMETRY', 'XDG_CACHE_HOME')
+  kept = {k: v for k, v in os.environ.items() if k not in unset}
+  subprocess.run(
+    [sys.executable, '-c', code], check=True, env=kept | {'HOME': str(tmp_path)}
+  )
+  assert not list(tmp_path.rglob('*icrosoft*'))
 
 
 def test_a_missing_package_is_named_with_the_way_to_get_it():

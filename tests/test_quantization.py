@@ -42,6 +42,7 @@ NETWORKS = {
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
   monkeypatch.setenv(caching.VARIABLE, str(tmp_path / 'cache'))
+  monkeypatch.setattr(backends, '_unkept', {})
   return tmp_path / 'cache'
 
 

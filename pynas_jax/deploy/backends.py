@@ -14,7 +14,7 @@ In int8, convolutions multiply integers (`nn.quantization`), on grids that
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 import dataclasses
 import hashlib
 import importlib
@@ -51,6 +51,7 @@ PHOTO_SIZE = (96, 128)
 _STEPS = (128, 64, 32, 16, 8, 4, 2, 1)  # Of the sides of canvases, pixels.
 SMALL_CANVAS = 1 << 14  # Pixels: sooner restored than another is compiled.
 _CHECKSUM_BYTES = 32  # Of what is cached, before it.
+_unkept: dict[str, bytes] = {}  # What would be cached, where nothing can be.
 
 
 class BackendError(ValueError):
@@ -248,8 +249,10 @@ def compile_canvas(
 def need(name: str) -> Any:
   """Returns a module that only some backends need."""
   # When imported, OpenVINO tells its makers so, from a forked process, unless
-  # this module of it is missing. Restoring pictures is no business of theirs.
+  # this module of it is missing; ONNX Runtime does when it is used. Restoring
+  # pictures is no business of theirs.
   sys.modules.setdefault('openvino_telemetry', None)
+  os.environ.setdefault('ORT_DISABLE_TELEMETRY', '1')
   try:
     return importlib.import_module(name)
   except ImportError as error:
@@ -300,17 +303,28 @@ def export_onnx(
 
 def _cached(network: Network, name: str, make: Callable[[], bytes]) -> bytes:
   """Returns what `make` makes of a network, from the cache or new."""
+  name = f'{_digest(network)}-{name}'
+  if name in _unkept:
+    return _unkept[name]
   folder = caching.folder()
-  if folder is None:
-    return make()
-  path = folder / 'onnx' / f'{_digest(network)}-{name}'
-  if path.exists():
-    kept = path.read_bytes()
-    checksum, content = kept[:_CHECKSUM_BYTES], kept[_CHECKSUM_BYTES:]
-    if checksum == hashlib.sha256(content).digest():
-      return content
+  path = folder and folder / 'onnx' / name
+  try:
+    kept = path.read_bytes() if path else b''
+  except OSError:  # There is none, or none for us.
+    kept = b''
+  checksum, content = kept[:_CHECKSUM_BYTES], kept[_CHECKSUM_BYTES:]
+  if kept and checksum == hashlib.sha256(content).digest():
+    return content
+  if kept:
     logging.info('%s is damaged; it is made again', path)
   content = make()
+  if not path or not _keep(path, content):
+    _unkept[name] = content
+  return content
+
+
+def _keep(path: Path, content: bytes) -> bool:
+  """Writes a file of the cache; returns whether it could be written."""
   # Others may be writing the same.
   me = f'{os.getpid()}-{threading.get_ident()}'
   partial = path.with_name(f'{path.name}.{me}.tmp')
@@ -320,7 +334,8 @@ def _cached(network: Network, name: str, make: Callable[[], bytes]) -> bytes:
     partial.replace(path)
   except OSError as error:  # It serves without.
     logging.info('%s cannot be kept: %s', path, error)
-  return content
+    return False
+  return True
 
 
 def padded_shape(network: Network, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -576,7 +591,7 @@ def choose(backend: str, network: Network) -> str:
     elif network.dtype == 'int8':
       backend = 'openvino'  # Or the error says why not.
     else:
-      return available(network)[0]
+      return next(_usable(network))
   _check(backend, network)
   return backend
 
@@ -586,14 +601,17 @@ def available(network: Network) -> list[str]:
 
   None may have int8; XLA has the other types.
   """
-  names = []
+  return list(_usable(network))
+
+
+def _usable(network: Network) -> Iterator[str]:
   for name in BACKENDS:
     try:
       _check(name, network)
-      names.append(name)
     except ValueError as error:
       logging.info('not %s: %s', name, error)
-  return names
+    else:
+      yield name
 
 
 def compile_network(
