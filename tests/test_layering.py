@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import configparser
 import functools
+import importlib.metadata
 import os
 import pathlib
 import subprocess
@@ -120,10 +121,10 @@ def test_no_code_is_made_of_text(module):
         assert not shell or ast.unparse(keyword.value) == 'False', where
 
 
-def run_python(code: str) -> str:
+def run_python(code: str, **env: str) -> str:
   return subprocess.run(
     [sys.executable, '-c', code], check=True, text=True, capture_output=True,
-    env=os.environ | {'PYTHONPATH': str(PACKAGE.parent)},
+    env=os.environ | {'PYTHONPATH': str(PACKAGE.parent)} | env,
   ).stdout.strip()  # fmt: skip
 
 
@@ -141,6 +142,39 @@ def test_functions_and_subpackages_keep_apart():
     print(callable(train.make_schedule))
   """
   assert run_python(code).split() == ['True', 'True', 'True']
+
+
+@pytest.mark.parametrize(
+  ('flags', 'expected'),
+  [
+    ('', 'xla'),
+    # A user's own choice stays.
+    ('--xla_cpu_experimental_ynn_fusion_type=+individual_convolution', 'ynn'),
+  ],
+)
+def test_convolutions_of_few_channels_use_all_cores(flags, expected):
+  """YNNPACK of jaxlib 0.10 runs this one on one core."""
+  if not importlib.metadata.version('jaxlib').startswith('0.10.'):
+    pytest.skip('in this jaxlib, YNNPACK uses all cores')
+  code = """if True:
+    import pynas_jax
+    import jax
+    from pynas_jax.nn import ops
+    x, kernel = jax.numpy.ones((1, 64, 64, 32)), jax.numpy.ones((3, 3, 32, 32))
+    text = jax.jit(ops.conv2d).lower(x, kernel).compile().as_text()
+    print('ynn' if '__ynn_fusion' in text else 'xla')
+  """
+  assert run_python(code, XLA_FLAGS=flags, JAX_PLATFORMS='cpu') == expected
+
+
+def test_flags_of_a_user_are_kept():
+  """One that XLA does not know would stop every program."""
+  code = 'import os, pynas_jax; print(os.environ["XLA_FLAGS"])'
+  flags = run_python(code, XLA_FLAGS='--xla_cpu_enable_fast_math=false')
+  own, *ours = flags.split()
+  assert own == '--xla_cpu_enable_fast_math=false'
+  is_old = importlib.metadata.version('jaxlib').startswith('0.10.')
+  assert len(ours) == is_old
 
 
 def test_requirements_agree_with_setup_cfg():
