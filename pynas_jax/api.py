@@ -119,6 +119,7 @@ def make_config(
 
 def _check_batches(config: ml_collections.ConfigDict, *names: str) -> None:
   """Raises SettingError unless the devices can share batches."""
+  parallel.check_devices()
   for name in names:
     try:
       parallel.check_batch_size(config[name].batch_size)

@@ -44,13 +44,19 @@ def keep_compiled_programs() -> None:
   """Lets XLA find its programs again in the next process.
 
   Does nothing where a folder for them is set already, by
-  `JAX_COMPILATION_CACHE_DIR` or otherwise.
+  `JAX_COMPILATION_CACHE_DIR` or otherwise, or where none can be written.
   """
   path = folder()
   if path is None or jax.config.jax_compilation_cache_dir:
     return
   # Programs of one kind of processor may crash another: a home can be shared.
   path = path / 'xla' / f'{platform.machine()}-{_machine()}'
+  try:
+    path.mkdir(parents=True, exist_ok=True)
+  except OSError:
+    return
+  if not os.access(path, os.W_OK):
+    return  # JAX would warn of each program.
   jax.config.update('jax_compilation_cache_dir', str(path))
   # A start compiles a hundred small programs, half of its time together.
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)

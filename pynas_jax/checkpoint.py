@@ -33,6 +33,7 @@ import orbax.checkpoint as ocp
 
 MANIFEST = 'manifest.json'
 META = 'meta'
+_SPARE_BYTES = 1 << 20  # Beside the arrays: Orbax's own files, and logs.
 
 
 class CheckpointError(ValueError):
@@ -41,10 +42,10 @@ class CheckpointError(ValueError):
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-  """Hides Orbax's progress log, unless debugging was asked for."""
+  """Hides Orbax's log, unless debugging was asked for: errors are raised."""
   level = logging.get_verbosity()
-  if level == logging.INFO:
-    logging.set_verbosity(logging.WARNING)
+  if level < logging.DEBUG:
+    logging.set_verbosity(logging.FATAL)
   try:
     yield
   finally:
@@ -176,6 +177,7 @@ class Checkpoints:
 
     Raises:
       CheckpointError: If an item has a reserved name or `meta` is not JSON.
+      OSError: If it cannot be written, as on a full disk.
     """
     if reserved := {META, 'metrics'} & set(arrays):
       raise CheckpointError(f'arrays has {reserved}; these names are taken.')
@@ -196,14 +198,17 @@ class Checkpoints:
       if self._whole(step):
         return
       self._remove(step)
-    with _quiet():
-      self._manager.reload()  # Forgets the steps that were removed.
-      self._manager.save(
-        step,
-        args=ocp.args.Composite(**items, **{META: ocp.args.JsonSave(content)}),
-        force=True,  # Also a step before the newest one, after a fall-back.
-      )
-      self._manager.wait_until_finished()
+    self._check_space(arrays)
+    args = ocp.args.Composite(**items, **{META: ocp.args.JsonSave(content)})
+    try:
+      with _quiet():
+        self._manager.reload()  # Forgets the steps that were removed.
+        # By force: also a step before the newest one, after a fall-back.
+        self._manager.save(step, args=args, force=True)
+        self._manager.wait_until_finished()
+    except ValueError as error:  # Of Orbax, as where a quota is exceeded.
+      text = str(error).partition('\n')[0]
+      raise OSError(f'{self.directory} cannot be written: {text}') from error
     self._write_manifest(step)
     self._keep(step)
 
@@ -270,6 +275,17 @@ class Checkpoints:
           f'{where}/{path} is {have} in the checkpoint; expected {want}. '
           'Use the settings and the genotype that it was saved with.'
         )
+
+  def _check_space(self, arrays: Mapping[str, Any]) -> None:
+    """Raises OSError if the disk is too full: Orbax says so on 700 lines."""
+    leaves = jax.tree.leaves(dict(arrays))
+    needed = _SPARE_BYTES + sum(np.asarray(leaf).nbytes for leaf in leaves)
+    free = shutil.disk_usage(self.directory).free
+    if free < needed:
+      raise OSError(
+        f'{self.directory} has {free / 2**20:.1f} MiB left, and a checkpoint '
+        f'needs {needed / 2**20:.1f} MiB. Make room; the same command goes on.'
+      )
 
   def _write_manifest(self, step: int) -> None:
     root = self.directory / str(step)

@@ -59,7 +59,8 @@ def parse(argv: list[str]) -> ml_collections.ConfigDict:
     path = config_flags.get_config_filename(flags.FLAGS['config'])
     files = [str(file) for file in Path(path).parent.glob('*.py')]
     raise config_lib.SettingError(
-      f'--config is {path!r}, which is no readable config file.'
+      f'--config is {path!r}, which is no readable config file: one that has '
+      'get_config(), such as those in configs/ of the repository.'
       + nearest(path, files)
     )
   config_lib.validate(config)

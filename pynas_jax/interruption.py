@@ -51,3 +51,16 @@ def deferred() -> Iterator[Callable[[], bool]]:
   if received:
     say(f'{signal.Signals(received[0]).name}: saved, and stopped')
     signal.raise_signal(received[0])
+
+
+@contextlib.contextmanager
+def stopped_by_sigterm() -> Iterator[None]:
+  """Lets SIGTERM do what Ctrl-C does: nothing half written is left."""
+  if threading.current_thread() is not threading.main_thread():
+    yield  # No signals here.
+    return
+  before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGTERM, before)

@@ -197,10 +197,11 @@ class Logbook:
 
   def close(self) -> None:
     """Writes out what is pending; harmless when repeated."""
-    self._file.close()
-    while self._writers:
-      self._writers.popitem()[1].close()
-    self._lock.release()
+    with contextlib.ExitStack() as stack:  # All of it, on a full disk too.
+      stack.callback(self._lock.release)
+      while self._writers:
+        stack.callback(self._writers.popitem()[1].close)
+      stack.callback(self._file.close)
 
   def __enter__(self) -> Self:
     return self

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Callable, Sequence
+import os
 from typing import Any
 
 import jax
@@ -50,6 +51,23 @@ def make_parallel(
     return mapped(state, shard(batch, len(devices)), key)
 
   return run
+
+
+class DeviceError(ValueError):
+  """A device that is asked for and is not there."""
+
+
+def check_devices() -> None:
+  """Raises DeviceError if JAX finds none of those that it is told to use."""
+  try:
+    jax.local_devices()
+  except (AssertionError, RuntimeError) as error:
+    asked = os.environ.get('JAX_PLATFORMS', '')
+    reason = f': {error}' if str(error) else ''
+    raise DeviceError(
+      f'JAX_PLATFORMS is {asked!r}, and JAX finds no such device{reason}. '
+      'Unset it, or set it to cpu.'
+    ) from None
 
 
 def mean(tree: Any) -> Any:

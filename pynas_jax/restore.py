@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import collections
 from collections.abc import Iterator, Sequence
-import contextlib
 import dataclasses
 import functools
 import math
@@ -22,7 +21,6 @@ from pathlib import Path
 import re
 import signal
 import sys
-import threading
 import time
 from typing import Any
 import warnings
@@ -32,6 +30,7 @@ from PIL import Image
 
 from pynas_jax import config as config_lib
 from pynas_jax import genotype as genotype_lib
+from pynas_jax import interruption
 from pynas_jax import logbook
 from pynas_jax.data import files
 from pynas_jax.deploy import images
@@ -483,19 +482,6 @@ def _run(argv: Sequence[str]) -> int:
   return 1 if batch.failed else 0
 
 
-@contextlib.contextmanager
-def _stopped_by_sigterm() -> Iterator[None]:
-  """Lets SIGTERM do what Ctrl-C does: nothing half written is left."""
-  if threading.current_thread() is not threading.main_thread():
-    yield  # No signals here.
-    return
-  before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-  try:
-    yield
-  finally:
-    signal.signal(signal.SIGTERM, before)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
   """Restores what the flags name.
 
@@ -507,7 +493,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     130 stopped.
   """
   try:
-    with _stopped_by_sigterm():
+    with interruption.stopped_by_sigterm():
       return _run(sys.argv[1:] if argv is None else argv)
   except config_lib.SettingError as error:
     return _say_failure(error, 2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -255,6 +256,46 @@ def test_orbax_is_quiet(tmp_path, capfd):
   finally:
     logging.set_verbosity(before)
   assert capfd.readouterr().err == ''
+
+
+def test_a_full_disk_is_told_before_anything_is_written(tmp_path, monkeypatch):
+  usage = shutil.disk_usage(tmp_path)._replace(free=2**20)
+  with checkpoint.Checkpoints(tmp_path) as checkpoints:
+    save(checkpoints, 1)
+    monkeypatch.setattr(shutil, 'disk_usage', lambda path: usage)
+    with pytest.raises(OSError, match='has 1.0 MiB left, .* needs 1.0 MiB'):
+      save(checkpoints, 2)
+    assert checkpoints.steps() == [1]
+
+
+@pytest.mark.skipif(sys.platform == 'win32', reason='no limits on files there')
+@pytest.mark.filterwarnings('ignore:Checkpoint skipped')
+def test_what_orbax_cannot_write_is_one_error_on_one_line(tmp_path, root):
+  """As where a quota is exceeded; then there is room again."""
+  code = """if True:
+    import resource, sys
+    import numpy as np
+    from pynas_jax import checkpoint
+    arrays = {'params': {'w': np.random.rand(400, 400).astype(np.float32)}}
+    with checkpoint.Checkpoints(sys.argv[1]) as checkpoints:
+      checkpoints.save(1, arrays=arrays, meta={})
+      resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 500_000))
+      try:
+        checkpoints.save(2, arrays=arrays, meta={})
+      except OSError as error:
+        print(error)
+  """
+  done = subprocess.run(
+    [sys.executable, '-c', code, str(tmp_path)], check=True, text=True,
+    capture_output=True, cwd=root, env=os.environ | {'PYTHONPATH': str(root)},
+  )  # fmt: skip
+  assert done.stderr == ''
+  assert done.stdout.startswith(f'{tmp_path} cannot be written: ')
+  assert done.stdout.count('\n') == 1
+  with checkpoint.Checkpoints(tmp_path) as checkpoints:
+    assert checkpoints.latest() == 1
+    save(checkpoints, 2)
+    assert checkpoints.latest() == 2
 
 
 _ENDLESS = """

@@ -256,6 +256,8 @@ def test_compiled_programs_and_their_folder(tmp_path):
   assert folder(XDG_CACHE_HOME=root).startswith(f'{root}/pynas_jax/xla/')
   assert folder(PYNAS_JAX_CACHE=root).startswith(f'{root}/xla/')
   assert folder(PYNAS_JAX_CACHE='off') == 'None'
+  (tmp_path / 'file').touch()  # Nothing can be written there.
+  assert folder(PYNAS_JAX_CACHE=f'{root}/file') == 'None'
   named = {'PYNAS_JAX_CACHE': root, 'JAX_COMPILATION_CACHE_DIR': '/elsewhere'}
   assert folder(**named) == '/elsewhere'
 

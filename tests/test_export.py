@@ -1,5 +1,10 @@
 """Networks for other runtimes: every format, and what is refused."""
 
+import os
+import signal
+import subprocess
+import sys
+
 import jax
 from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import stablehlo
@@ -120,6 +125,45 @@ def test_bad_input_ends_with_status_2(model, tmp_path, flags, message, capsys):
   error = capsys.readouterr().err
   assert message in error
   assert error.startswith('Error: ')
+
+
+def test_a_folder_of_the_name_is_refused_before_any_work(tmp_path, capsys):
+  (tmp_path / 'n.onnx').mkdir()
+  assert run('nowhere', tmp_path / 'n', '--format=onnx') == 2
+  assert 'n.onnx, a folder; expected a file' in capsys.readouterr().err
+
+
+def test_a_full_disk_ends_with_status_1(model, tmp_path):
+  """OpenVINO has an error of its own for it."""
+  code = f"""if True:
+    import resource, sys
+    from pynas_jax.deploy import export
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+    sys.exit(export.main(['--model={model}', '--out={tmp_path / 'n'}',
+                          '--format=openvino', '--size=32x32']))
+  """
+  done = subprocess.run(
+    [sys.executable, '-c', code], text=True, capture_output=True,
+    env=os.environ | {'PYNAS_JAX_CACHE': 'off'},
+  )  # fmt: skip
+  assert done.returncode == 1, done.stderr
+  assert 'Error: n.xml cannot be written' in done.stderr
+  assert 'Traceback' not in done.stderr
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_leaves_nothing_behind(
+  model, tmp_path, monkeypatch, capsys, number
+):
+  def write(network, path, size, dtype):
+    path.write_text('half of it')
+    signal.raise_signal(number)
+
+  monkeypatch.setitem(export.WRITERS, 'onnx', write)
+  assert run(model, tmp_path / 'n', '--format=onnx') == 130
+  assert capsys.readouterr().err == 'Stopped; nothing was written.\n'
+  assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_cannot_be_made_ends_with_status_1(model, tmp_path):

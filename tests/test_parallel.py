@@ -1,5 +1,9 @@
 """One device and four: the same gradients and the same states."""
 
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -129,6 +133,16 @@ def test_batches_that_cannot_be_shared_name_the_setting(tmp_path):
   genotype = genotype_lib.reference('dmphn-1-2')
   with pytest.raises(ValueError, match='train.batch_size.*of 6.*multiple of'):
     api.train(genotype, workdir=tmp_path, train={'batch_size': 6})
+
+
+def test_devices_that_are_not_there_are_told(root):
+  code = 'from pynas_jax import parallel; parallel.check_devices()'
+  done = subprocess.run(
+    [sys.executable, '-c', code], text=True, capture_output=True, cwd=root,
+    env=os.environ | {'JAX_PLATFORMS': 'rocm'},
+  )  # fmt: skip
+  last = done.stderr.splitlines()[-1]
+  assert "DeviceError: JAX_PLATFORMS is 'rocm', and JAX finds no" in last
 
 
 def test_a_step_is_compiled_once_and_takes_nothing_from_its_caller(caplog):

@@ -24,6 +24,7 @@ from collections.abc import Callable, Sequence
 import math
 from pathlib import Path
 import re
+import signal
 import sys
 import tempfile
 
@@ -31,6 +32,7 @@ import jax
 from jax import export
 import numpy as np
 
+from pynas_jax import interruption
 from pynas_jax.deploy import backends
 from pynas_jax.deploy import release
 from pynas_jax.deploy import restorer as restorer_lib
@@ -119,11 +121,11 @@ def path_of(path: str | Path, format: str) -> Path:
     BackendError: If it is a folder.
   """
   path = Path(path)
-  if path.is_dir():
-    raise BackendError(f'out is {path}, a folder; expected a file to write.')
-  if path.suffix in SUFFIXES.values():
-    path = path.with_suffix('')
-  return path.with_name(path.name + SUFFIXES[format])
+  stem = path.with_suffix('') if path.suffix in SUFFIXES.values() else path
+  for each in (path, file := Path(f'{stem}{SUFFIXES[format]}')):
+    if each.is_dir():
+      raise BackendError(f'out is {each}, a folder; expected a file to write.')
+  return file
 
 
 def _check_size(network: Network, size) -> tuple[int, int]:
@@ -195,7 +197,10 @@ def _openvino(network: Network, path: Path, size, dtype) -> Run:
   openvino = backends.need('openvino')
   content = backends.export_onnx(network, dtype, size=size)
   model = openvino.Core().read_model(content)
-  openvino.save_model(model, path, compress_to_fp16=False)
+  try:
+    openvino.save_model(model, path, compress_to_fp16=False)
+  except RuntimeError as error:  # Its own kind, as of a full disk.
+    raise OSError(f'{path.name} cannot be written: {error}') from None
   # But for 8 bits, the type is chosen when an IR is compiled, by this hint.
   return backends.open_openvino(path, network.dtype)
 
@@ -207,7 +212,7 @@ WRITERS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Returns the exit status: 2 for bad input, 1 for a disk that fails."""
+  """Returns the exit status: 2 bad input, 1 a disk that fails, 130 stopped."""
   parser = argparse.ArgumentParser(
     prog='python -m pynas_jax.deploy.export', allow_abbrev=False,
     description='Writes a network for other runtimes, and checks the file.',
@@ -224,11 +229,13 @@ def main(argv: Sequence[str] | None = None) -> int:
   args = parser.parse_args(argv)
   try:
     size = parse_size(args.size)
+    path_of(args.out, args.format)
     restorer = restorer_lib.load(args.model)
     network = Network(restorer.genotype, restorer.params, DTYPES[args.dtype])
-    figures = write(
-      network, args.out, format=args.format, size=size, image_dtype=args.image
-    )
+    with interruption.stopped_by_sigterm():
+      figures = write(
+        network, args.out, format=args.format, size=size, image_dtype=args.image
+      )
   except ValueError as error:
     if type(error).__module__.partition('.')[0] != 'pynas_jax':
       raise
@@ -237,6 +244,9 @@ def main(argv: Sequence[str] | None = None) -> int:
   except OSError as error:
     print(f'Error: {error}', file=sys.stderr)
     return 1
+  except KeyboardInterrupt:
+    print('Stopped; nothing was written.', file=sys.stderr)
+    return 128 + signal.SIGINT
   print(
     f'{path_of(args.out, args.format)}: differs from XLA by '
     f'{figures["max_difference"]:.2g} and {figures["psnr_change_db"]:+.4f} dB'

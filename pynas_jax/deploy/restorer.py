@@ -23,6 +23,7 @@ import numpy as np
 
 from pynas_jax import caching
 from pynas_jax import genotype as genotype_lib
+from pynas_jax import parallel
 from pynas_jax.deploy import backends
 from pynas_jax.deploy import release
 from pynas_jax.deploy import tiling
@@ -97,6 +98,7 @@ class Restorer:
   ):
     if streams < 1:
       raise LoadError(f'streams is {streams}; expected 1 or more.')
+    parallel.check_devices()
     self.genotype = genotype
     self.params = jax.device_put(params)
     self.dtype = dtype
