@@ -61,8 +61,8 @@ __all__ = ['derive', 'derive_and_train', 'load', 'search', 'train']
 STRIPS = 'strips'
 # How many trials there are and which of them wins, but not what they find.
 _MORE_TRIALS = {
-  'search.num_trials', 'search.max_hours', 'search.objective',
-  'search.psnr_slack',
+  'search.num_trials', 'search.local_trials', 'search.max_hours',
+  'search.objective', 'search.psnr_slack',
 }  # fmt: skip
 
 

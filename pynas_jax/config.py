@@ -51,6 +51,7 @@ CHOICES = {
   'train.dtype': ('float32', 'bfloat16'),
   'benchmark.dtype': ('float32', 'bfloat16', 'int8'),
 }
+MAX_SIGMA = 100  # Of noise, of 255; papers go to 70.
 POSITIVE = (
   'model.cells_per_stage', 'model.unshuffle', 'hinas.layers', 'hinas.nodes',
   'hinas.width', 'hinas.stem_width', 'hinas.sep_repeats', 'data.crop',
@@ -495,6 +496,8 @@ def validate(c: ml_collections.ConfigDict) -> None:
     'data.saturation_jitter', 'data.alpha_fraction',
   ):  # fmt: skip
     require(0 <= leaves[name] < 1, name, leaves[name], '0 or more, below 1')
+  sigma = c.data.noise_sigma
+  require(sigma <= MAX_SIGMA, 'data.noise_sigma', sigma, f'at most {MAX_SIGMA}')
   varying = c.data.varying
   require(0 <= varying <= 1, 'data.varying', varying, '0 to 1')
   warmup, num_steps = c.search.warmup_steps, c.search.num_steps

@@ -321,7 +321,8 @@ class NafnetGenotype(Genotype):
     _check(ok, 'width', self.width, f'a number in 1..{MAX_WIDTH}')
     for field in ('encoder', 'decoder'):
       value = getattr(self, field)
-      ok = isinstance(value, tuple) and len(value) == len(self.encoder) <= 5
+      ok = isinstance(value, tuple)
+      ok = ok and 1 <= len(value) == len(self.encoder) <= 5
       ok = ok and all(_is_int(n) and 0 <= n <= 64 for n in value)
       _check(ok, field, value, 'as many numbers in 0..64 for each half, 1 to 5')
     ok = _is_int(self.middle) and 0 <= self.middle <= 64

@@ -44,13 +44,16 @@ def deferred() -> Iterator[Callable[[], bool]]:
       if handler not in (signal.SIG_IGN, None):
         handlers[number] = handler
         signal.signal(number, receive)
+  is_done = False
   try:
     yield lambda: bool(received)
+    is_done = True
   finally:
     restore()
-  if received:
-    say(f'{signal.Signals(received[0]).name}: saved, and stopped')
-    signal.raise_signal(received[0])
+    if received:
+      what = 'saved, and stopped' if is_done else 'stopped'
+      say(f'{signal.Signals(received[0]).name}: {what}')
+      signal.raise_signal(received[0])
 
 
 @contextlib.contextmanager

@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 
 from pynas_jax import logbook
+from pynas_jax import parallel
 from pynas_jax.genotype import Genotype
 from pynas_jax.nn.layers import Layer
 from pynas_jax.spaces import base
@@ -34,7 +35,7 @@ RUNS, SECONDS = 7, 0.5  # Of a layer or network, at least; the least counts.
 
 
 def measure_ms(layer: Layer, dtype: str = 'float32') -> float:
-  """Returns the time of a layer on this machine's first device, ms."""
+  """Returns the time of a layer on the device at hand, ms."""
   if layer.operator == 'zero':
     return 0.0  # The compiler drops the cell.
   module = layer.module(dtype)
@@ -83,14 +84,15 @@ class LatencyTable:
       dtype: Of the arithmetic.
     """
     self.size = {'height': height, 'width': width}
-    device = jax.devices()[0]
+    device = parallel.device()
     self._path, self._dtype = path, dtype
     self._key = f'{device.platform} {device.device_kind} {dtype} jax '
     self._key += jax.__version__
     self._tables: dict[str, dict[str, float]] = {}
     if path.exists():
       with contextlib.suppress(ValueError):  # Damaged, it is measured anew.
-        self._tables = json.loads(path.read_text())
+        tables = json.loads(path.read_text())
+        self._tables = tables if isinstance(tables, dict) else {}
     self._times = self._tables.setdefault(self._key, {})
 
   def measure(self, layers: Iterable[Layer]) -> None:

@@ -70,6 +70,11 @@ def check_devices() -> None:
     ) from None
 
 
+def device() -> jax.Device:
+  """Returns the device that JAX uses where none is named."""
+  return jnp.zeros(()).device  # By `jax.default_device`, or else the first one.
+
+
 def mean(tree: Any) -> Any:
   """Averages over devices, inside a step."""
   return jax.lax.pmean(tree, AXIS)

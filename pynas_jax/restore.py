@@ -211,6 +211,7 @@ def _jobs(flags: argparse.Namespace) -> list[Job]:
         if flags.tail else name.resolve() in out.parents
       )
       if own:
+        others['of an earlier run'] += 1
         continue
       if path.suffix.lower() in suffixes:
         jobs.append(Job(path, flags.output / inner.parent))
@@ -224,7 +225,7 @@ def _jobs(flags: argparse.Namespace) -> list[Job]:
     )
   if others:
     kinds = ', '.join(f'{count} {kind}' for kind, count in others.items())
-    _say(f'Files of other kinds are left out: {kinds}.')
+    _say(f'Files are left out: {kinds}.')
   return list(dict.fromkeys(jobs))
 
 
@@ -232,6 +233,7 @@ def _open_network(flags: argparse.Namespace, streams: int) -> Any:
   """Returns the Restorer that the flags name."""
   import jax
 
+  from pynas_jax import parallel
   from pynas_jax.deploy import restorer
 
   if flags.device != 'auto':
@@ -248,7 +250,7 @@ def _open_network(flags: argparse.Namespace, streams: int) -> Any:
   )
   if (
     flags.dtype == 'bfloat16' and flags.backend == 'auto'
-    and network.backend == 'xla' and jax.default_backend() == 'cpu'
+    and network.backend == 'xla' and parallel.device().platform == 'cpu'
   ):  # fmt: skip
     _say('--bf16: of what is installed, only XLA has it on this processor; '
          '--fp32 may be faster.')  # fmt: skip

@@ -338,6 +338,22 @@ def test_auto_is_the_first_runtime_that_agrees(monkeypatch):
     backends.choose('onnxruntime', shared)
 
 
+def test_a_runtime_that_fails_is_not_chosen(monkeypatch):
+  pytest.importorskip('onnxruntime')
+
+  def fail(*args):
+    raise RuntimeError('libonnx.so: cannot open\nmore of it')
+
+  monkeypatch.setenv(caching.VARIABLE, caching.OFF)
+  monkeypatch.setitem(backends.BACKENDS, 'onnxruntime', fail)
+  shared = network('one scale')
+  assert 'onnxruntime' not in backends.available(shared)
+  with pytest.raises(
+    backends.BackendError, match="not work here: .*cannot open. Use .*'xla'"
+  ):
+    backends.choose('onnxruntime', shared)
+
+
 @pytest.mark.parametrize(
   ('backend', 'dtype', 'message'),
   [

@@ -74,6 +74,7 @@ def test_choices_are_closed_and_name_the_nearest(name):
     ('seed', -1), ('seed', 2**32),
     ('search.warmup_steps', -1), ('search.clip_norm', -0.5),
     ('train.clip_norm', math.nan), ('data.noise_sigma', -1.0),
+    ('data.noise_sigma', 101.0),
     ('train.ema_decay', 1.0), ('train.ema_decay', -0.1),
     ('search.momentum', 1.5), ('data.validation_fraction', 1.0),
     ('search.collapse_fraction', 0.0), ('search.collapse_fraction', 1.1),

@@ -132,8 +132,9 @@ def test_table_measures_once_and_is_kept(tmp_path, monkeypatch):
   other = latency.LatencyTable(path, height=8, width=8, dtype='bfloat16')
   assert other.ms([a]) == 3
   assert len(json.loads(path.read_text())) == 2
-  path.write_text(path.read_text()[:-9])  # Damaged, it is measured anew.
-  assert latency.LatencyTable(path, height=8, width=8).ms([a]) == 4
+  for text in (path.read_text()[:-9], '[]'):  # Damaged, it is measured anew.
+    path.write_text(text)
+    assert latency.LatencyTable(path, height=8, width=8).ms([a]) == len(calls)
 
 
 def test_table_times_networks_in_its_own_arithmetic(tmp_path, monkeypatch):

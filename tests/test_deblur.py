@@ -439,7 +439,7 @@ def test_names_and_folders(identity, tmp_path, monkeypatch, capsys):
   assert contents(tmp_path / 'results') == [
     '-n_out.png', 'a b; $(touch pwned)_out.jpg', 'ü_out.png'
   ]  # fmt: skip
-  assert 'other kinds are left out: 1 .txt.' in capsys.readouterr().err
+  assert 'Files are left out: 1 .txt.' in capsys.readouterr().err
   assert run('-i', 'in', '--recursive', '-o', 'all', **flags) == 0
   assert 'sub/a_out.png' in contents(tmp_path / 'all')
   assert len(contents(tmp_path / 'all')) == len(names)
@@ -448,6 +448,9 @@ def test_names_and_folders(identity, tmp_path, monkeypatch, capsys):
   assert run('-i', '-n.png', '-o', './-x', suffix='', **flags) == 0
   assert contents(tmp_path / '-x') == ['-n.png']
   assert sorted(os.listdir()) == ['-n.png', '-x', 'all', 'in', 'results']
+  write_picture(tmp_path / 'in' / 'time_out.png')
+  assert run('-i', 'in', '-o', 'in', **flags) == 0
+  assert '1 .txt, 1 of an earlier run' in capsys.readouterr().err
 
 
 def test_results_are_not_written_over_nor_restored_again(

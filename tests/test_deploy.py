@@ -134,6 +134,10 @@ def test_what_cannot_be_loaded_is_named(tmp_path, params):
   (tmp_path / 'config.json').write_text('{}')  # The settings of a run.
   with pytest.raises(restorer.LoadError, match='no finished checkpoint'):
     restorer.load(tmp_path)
+  for name in ('7', '²'):  # Workdirs, of which no checkpoint has the name.
+    (tmp_path / name).mkdir()
+    with pytest.raises(restorer.LoadError, match=f'{name} holds no finished'):
+      restorer.load(tmp_path / name)
   other = genotype_lib.dmphn((1,))
   with Checkpoints(tmp_path / 'bad') as checkpoints:
     checkpoints.save(

@@ -71,6 +71,13 @@ def test_an_error_is_not_hidden_and_handlers_come_back():
   assert signal.getsignal(signal.SIGINT) is handler
 
 
+def test_a_signal_is_not_lost_where_the_block_fails():
+  with pytest.raises(KeyboardInterrupt):
+    with interruption.deferred():
+      signal.raise_signal(signal.SIGINT)
+      raise ValueError('loss')
+
+
 def test_ignored_signals_stay_ignored_and_threads_are_left_alone():
   old = signal.signal(signal.SIGTERM, signal.SIG_IGN)
   try:

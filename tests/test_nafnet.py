@@ -88,3 +88,8 @@ def test_unknown_references_are_none(name):
 def test_dmphn_of_any_scheme():
   assert genotype_lib.reference('dmphn') == genotype_lib.dmphn()
   assert genotype_lib.reference('dmphn-1-2-4').scheme == (1, 2, 4)
+
+
+def test_a_network_has_a_resolution():
+  with pytest.raises(genotype_lib.GenotypeError, match='encoder is ()'):
+    NafnetGenotype(encoder=(), decoder=())

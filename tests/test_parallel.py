@@ -204,3 +204,10 @@ def test_a_step_s_figures_can_be_waited_for_after_the_next_step():
     state, figures = step(state, np.ones((4, 2), np.float32), KEY)
     launched.add(i, figures['loss'])
   assert launched.done >= 9 - parallel.LEAD and state == 10
+
+
+def test_the_device_is_the_one_that_was_chosen():
+  first, second = jax.local_devices()[:2]
+  assert parallel.device() == first
+  with jax.default_device(second):
+    assert parallel.device() == second

@@ -122,6 +122,12 @@ def test_the_card_tells_people_what_they_ask(published):
     assert part in text
 
 
+def test_the_folder_at_hand_has_a_name(restorer, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  text = (restorer.save_pretrained('.') / release.README).read_text()
+  assert f"from_pretrained('{tmp_path.name}')" in text
+
+
 def test_names_are_plain(published):
   tensors = safetensors_numpy.load_file(published / release.TENSORS)
   assert 'scale1.encoder.stem.kernel' in tensors

@@ -72,8 +72,10 @@ def test_noise_is_as_strong_as_it_says_and_fits_into_a_file(grey):
   assert (noisy[..., 0] == noisy[..., 1]).all() == grey
 
 
-def test_noise_may_stay_as_papers_have_it(identity):
+@pytest.mark.parametrize('jitter', [0.0, 0.2])
+def test_noise_may_stay_as_papers_have_it(identity, jitter):
   changes = {'data.noise_clip': False, 'data.noise_sigma': 70.0}
+  changes['data.saturation_jitter'] = jitter
   c = settings('denoise', **changes)
   source = sources.make_source(c.data, 'test', seed=0, task=c.task)
   batches = pipeline.make_train_iterator(

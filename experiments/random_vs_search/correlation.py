@@ -54,7 +54,7 @@ def main() -> None:
       }
       for name, params in (('alone', None), ('inherited', stage.params)):
         row[name] = train_lib.train(
-          genotype, config, directory=args.out / f'{i}-{name}',
+          genotype, config, directory=args.out / f'{i}-{name}-{args.steps}',
           logbook=logbook, stage=f'{i}-{name}', params=params,
         ).psnr  # fmt: skip
       rows.append(row)

@@ -15,8 +15,10 @@ import argparse
 from collections.abc import Sequence
 import json
 from pathlib import Path
+import shlex
 import shutil
 import statistics
+import sys
 
 import ml_collections
 import numpy as np
@@ -316,9 +318,8 @@ def main() -> None:
     steps=round(args.steps * count(dmphn) / cheap),
   )  # fmt: skip
   results = {
-    'command': 'python -m experiments.random_vs_search.run --pairs=pairs '
-    f'--photos=bsds500 --out=runs/random_vs_search --steps={args.steps} '
-    f'--seeds={args.seeds} --number={args.number} --trials={args.trials}',
+    'command': 'python -m experiments.random_vs_search.run '
+    + shlex.join(sys.argv[1:]),
     'dataset': 'video pairs and blurred photographs',
     'budget': {
       'train_steps': args.steps, 'batch': config.train.batch_size,

@@ -58,9 +58,11 @@ def check_data(
     for split in sources.search_splits(data) if searches else ('train',):
       source = sources.make_training_source(data, split, seed=config.seed)
       pipeline.check_crop(config, source, data.crop)
-    computed = [('search', 'crop'), ('train', 'crop')]
-    if searches and config.search.refine_passes:  # On validation crops.
-      computed.append(('search', 'eval_crop'))
+    computed = [('train', 'crop')]
+    if searches:
+      computed.append(('search', 'crop'))
+      if config.search.refine_passes:  # On validation crops.
+        computed.append(('search', 'eval_crop'))
     for group, name in computed:
       loss = config[group].loss
       config_lib.require(

@@ -111,12 +111,12 @@ def make_train_iterator(
   def draw(item: dict[str, Any], rng: np.random.Generator) -> Batch:
     images = [item[key] for key in ('blurred', 'sharp') if key in item]
     pair = augment.random_crop(rng, images, crop + margin)
+    if data.saturation_jitter > 0:  # Of the scene: noise keeps its colours.
+      pair = augment.jitter_saturation(rng, pair, data.saturation_jitter)
     if len(pair) == 1:
       pair = augment.centre_pair(recipe.degrade(rng, pair[0]), pair[0], crop)
     if data.augment:
       pair = augment.turn(rng, pair)
-    if data.saturation_jitter > 0:
-      pair = augment.jitter_saturation(rng, pair, data.saturation_jitter)
     return {'blurred': pair[0], 'sharp': pair[1]}
 
   dataset = (

@@ -34,6 +34,7 @@ import numpy as np
 from PIL import Image
 
 from pynas_jax import caching
+from pynas_jax import parallel
 from pynas_jax.genotype import Genotype
 from pynas_jax.genotype import nearest
 from pynas_jax.nn import canvas
@@ -255,7 +256,7 @@ def need(name: str) -> Any:
   os.environ.setdefault('ORT_DISABLE_TELEMETRY', '1')
   try:
     return importlib.import_module(name)
-  except ImportError as error:
+  except (ImportError, OSError) as error:  # Missing, or a library of its own.
     raise BackendError(
       f"{error}. It comes with pip install 'pynas-jax[export]'; backend 'xla' "
       'does without.'
@@ -461,9 +462,22 @@ BACKENDS: dict[str, Callable[..., Program]] = {
 
 def _check(backend: str, network: Network) -> None:
   """Raises BackendError unless a runtime can restore by this network."""
-  if backend != 'xla':
-    for name in ('onnx', backend):
-      need(name)
+  if backend == 'xla':
+    return _check_runtime(backend, network)
+  for name in ('onnx', backend):
+    need(name)
+  try:
+    _check_runtime(backend, network)
+  except BackendError:
+    raise
+  except Exception as error:  # Runtimes raise what they like.
+    reason = str(error).strip().partition('\n')[0] or type(error).__name__
+    raise BackendError(
+      f"{backend} does not work here: {reason}. Use backend 'xla'."
+    ) from error
+
+
+def _check_runtime(backend: str, network: Network) -> None:
   dtype = network.dtype
   if not _has_type(backend, dtype):
     raise BackendError(
@@ -586,7 +600,7 @@ def choose(backend: str, network: Network) -> str:
         + nearest(value, known)
       )
   if backend == AUTO:
-    if jax.default_backend() != 'cpu':
+    if parallel.device().platform != 'cpu':
       backend = 'xla'
     elif network.dtype == 'int8':
       backend = 'openvino'  # Or the error says why not.

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from pynas_jax import parallel
 from pynas_jax.deploy.restorer import Restorer
 
 WARM_UP_RUNS = 2
@@ -46,7 +47,7 @@ def time_restorer(
     restorer.genotype, restorer.params, dtype=restorer.dtype,
     backend=restorer.backend,
   )  # fmt: skip
-  device = jax.devices()[0]
+  device = parallel.device()
   memory = _memory_mib(device, reset=True)
   began = time.perf_counter()
   program = restorer.compile(frame.shape, frame.dtype)

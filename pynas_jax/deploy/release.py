@@ -400,7 +400,7 @@ def _readme(genotype: Genotype, card: Card, directory: Path) -> str:
     f'A network of the `{genotype.space}` space, {params:,} parameters, '
     f'{macs / 1e9:.2f} GMAC for a 720p frame.',
     '```python\nfrom pynas_jax.deploy.restorer import Restorer\n\n'
-    f"restorer = Restorer.from_pretrained('{directory.name}')\n"
+    f"restorer = Restorer.from_pretrained('{directory.resolve().name}')\n"
     'restored = restorer(image)  # [H, W, 3], uint8 or float in [0, 1].\n```',
   ]
   if all((directory / name).exists() for name in SAMPLES):

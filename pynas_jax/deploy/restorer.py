@@ -307,12 +307,13 @@ def load(path: str | Path, **options: Any) -> Restorer:
     restorer = Restorer(*dmphn.load(path), **options)
     restorer.card = Card(task='deblurring')
     return restorer
+  from pynas_jax.checkpoint import MANIFEST
   from pynas_jax.checkpoint import Checkpoints
 
   step, workdir = None, path
   if (path / CHECKPOINTS).is_dir():
     path = path / CHECKPOINTS
-  elif path.name.isdigit():
+  elif path.name.isdecimal() and (path / MANIFEST).is_file():
     path, step = path.parent, int(path.name)
   with Checkpoints(path, keep_best_metric='psnr') as checkpoints:
     step = step or checkpoints.best() or checkpoints.latest()

@@ -18,9 +18,9 @@ import math
 from pathlib import Path
 
 import chex
-import jax
 import numpy as np
 
+from pynas_jax import parallel
 from pynas_jax.genotype import Genotype
 from pynas_jax.spaces import space_of
 
@@ -85,8 +85,8 @@ def context_of(genotype: Genotype) -> Context:
 
 
 def free_memory() -> int:
-  """Returns the bytes that the first device, or else the machine, has left."""
-  stats = jax.devices()[0].memory_stats() or {}
+  """Returns the bytes that the device, or else the machine, has left."""
+  stats = parallel.device().memory_stats() or {}
   if 'bytes_limit' in stats:
     return stats['bytes_limit'] - stats['bytes_in_use']
   free = [4 << 30]  # Where nothing tells.
@@ -98,6 +98,10 @@ def free_memory() -> int:
     limit, used = (
       int((group / f'memory.{name}').read_text()) for name in ('max', 'current')
     )
+    stat = (group / 'memory.stat').read_text().splitlines()
+    held = dict(line.split() for line in stat)
+    # Copies of files, which make room.
+    used -= int(held['inactive_file']) + int(held['active_file'])
     free.append(limit - used)
   except (OSError, KeyError, ValueError):  # Another system, or no limit.
     pass
