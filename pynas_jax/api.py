@@ -326,7 +326,7 @@ def _write_pareto(trials: list[dict[str, Any]], workdir: Path) -> None:
       point | {'name': point['scheme'], 'front': point in front}
       for point in points
     ],
-    workdir / 'pareto.png', x='latency_ms', real_time=plot.REAL_TIME_MS,
+    workdir / 'pareto.png', x='latency_ms', real_time=config_lib.REAL_TIME_MS,
     x_label='time of a frame, ms',
   )  # fmt: skip
 

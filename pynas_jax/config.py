@@ -51,6 +51,7 @@ CHOICES = {
   'train.dtype': ('float32', 'bfloat16'),
   'benchmark.dtype': ('float32', 'bfloat16', 'int8'),
 }
+REAL_TIME_MS = 33.0  # Of a frame: 30 a second (PyNAS section 3.3).
 MAX_SIGMA = 100  # Of noise, of 255; papers go to 70.
 POSITIVE = (
   'model.cells_per_stage', 'model.unshuffle', 'hinas.layers', 'hinas.nodes',
@@ -156,7 +157,8 @@ def base() -> ml_collections.ConfigDict:
   s.num_trials = 2  # Schemes to try, at random, none twice.
   s.max_hours = 0.0  # Start no trial after so much time; 0 is no limit.
   # How alphas learn. PyNAS: 'one_path', by the gradient of the sampled gate;
-  # ProxylessNAS: 'two_path'; ours: 'reinforce', by differences of losses.
+  # ProxylessNAS: 'two_path'; HiNAS, as DARTS: 'mixture', all operators at once;
+  # ours: 'reinforce', by differences of losses.
   s.estimator = 'reinforce'
   s.warmup_steps = 150  # Weights only, uniformly sampled operators.
   s.num_steps = 270  # Weight steps a stage, warm-up included. PyNAS: 80 epochs.

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import chex
 from jax import Array
 import jax.numpy as jnp
 
@@ -21,15 +20,9 @@ SSIM_WEIGHT = 0.6  # HiNAS section 3.4.
 SSIM_FLOOR = 1e-3  # Keeps the logarithm finite.
 
 
-def _check(restored: Array, sharp: Array) -> None:
-  chex.assert_rank([restored, sharp], 4)
-  chex.assert_equal_shape([restored, sharp])
-  chex.assert_type([restored, sharp], float)
-
-
 def _errors(restored: Array, sharp: Array) -> Array:
   """Returns f32[B], the mean squared error of each image."""
-  _check(restored, sharp)
+  metrics.check_pair(restored, sharp)
   error = restored.astype(jnp.float32) - sharp.astype(jnp.float32)
   return jnp.square(error).mean(axis=(1, 2, 3))
 
@@ -79,7 +72,7 @@ def charbonnier(restored: Array, sharp: Array) -> Array:
 
   Source: Charbonnier et al., ICIP 1994; the constant of MPRNet.
   """
-  _check(restored, sharp)
+  metrics.check_pair(restored, sharp)
   error = restored.astype(jnp.float32) - sharp.astype(jnp.float32)
   return jnp.sqrt(jnp.square(error) + SMOOTHING**2).mean()
 

@@ -23,7 +23,8 @@ MAX_PSNR = 100.0  # dB, of equal images where a mean is taken.
 C1, C2 = 0.01**2, 0.03**2  # Likewise, for a data range of 1.
 
 
-def _check(restored: Array, sharp: Array) -> None:
+def check_pair(restored: Array, sharp: Array) -> None:
+  """Raises AssertionError unless both are f[B, H, W, C] of one shape."""
   chex.assert_rank([restored, sharp], 4)
   chex.assert_equal_shape([restored, sharp])
   chex.assert_type([restored, sharp], float)
@@ -98,7 +99,7 @@ def psnr(restored: Array, sharp: Array, mask: Array | None = None) -> Array:
   Returns:
     f32[B], dB; infinite where the images are equal.
   """
-  _check(restored, sharp)
+  check_pair(restored, sharp)
   error = restored.astype(jnp.float32) - sharp.astype(jnp.float32)
   return -10.0 * jnp.log10(_mean(jnp.square(error), mask))
 
@@ -177,7 +178,7 @@ def ssim(restored: Array, sharp: Array, mask: Array | None = None) -> Array:
 
   Source: Wang et al., Image quality assessment, IEEE TIP 2004.
   """
-  _check(restored, sharp)
+  check_pair(restored, sharp)
   height, width = sharp.shape[1:3]
   if min(height, width) < WINDOW:
     raise ValueError(
@@ -209,7 +210,7 @@ def ssim_3d(
 
   Source: the documentation of MATLAB's `ssim`.
   """
-  _check(restored, sharp)
+  check_pair(restored, sharp)
 
   def blur(x):
     pad = ((0, 0), (0, 0), (RADIUS, RADIUS), (RADIUS, RADIUS), (0, 0))

@@ -21,7 +21,6 @@ from pynas_jax.drawing import GREY
 from pynas_jax.drawing import IMAGE_LINK
 from pynas_jax.drawing import INK
 
-REAL_TIME_MS = 33.0  # PyNAS section 3.3: 30 frames a second.
 # Last part of a figure's name -> title of its panel.
 PANELS = {
   'loss': 'training loss',

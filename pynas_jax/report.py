@@ -247,7 +247,7 @@ def figures(runs: Sequence[Mapping[str, Any]], out: Path) -> None:
   plot.trade_off(
     [p for p in points if p['latency_ms']], out / 'figure_1.png',
     x='latency_ms', x_label='time of a 720p frame, ms',
-    real_time=plot.REAL_TIME_MS,
+    real_time=config_lib.REAL_TIME_MS,
   )  # fmt: skip
   plot.trade_off(
     [p | {'millions': p['size_mb'] / BYTES_PER_PARAM} for p in points],

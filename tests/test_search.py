@@ -17,6 +17,7 @@ from pynas_jax import logbook as logbook_lib
 from pynas_jax import parallel
 from pynas_jax import spaces
 from pynas_jax import train
+from pynas_jax.checkpoint import Checkpoints
 from pynas_jax.nn import gates
 from pynas_jax.search import bilevel
 from pynas_jax.search import cost
@@ -203,6 +204,24 @@ def test_alphas_learn_to_leave_out_a_harmful_operator(estimator):
   zero = space.operators.index('zero')
   probs = jax.nn.softmax(state.alphas)[:, zero]
   assert probs.mean() > 0.35, probs  # From 0.2.
+
+
+@pytest.mark.parametrize(('alpha_every', 'num_updates'), [(1, 4), (3, 1)])
+def test_alphas_learn_less_often_where_asked(
+  tmp_path, alpha_every, num_updates
+):
+  c = small_config()
+  c.search.warmup_steps, c.search.num_steps, c.search.eval_every = 2, 6, 6
+  c.search.alpha_every = alpha_every
+  space = spaces.make_space(c)
+  with logbook_lib.Logbook(tmp_path) as logbook:
+    bilevel.search_stage(
+      space, space.draft((1,)), 'scale1', c, key=KEY, params={},
+      workdir=tmp_path, logbook=logbook, name='stage',
+    )  # fmt: skip
+  with Checkpoints(tmp_path / 'stage') as checkpoints:
+    taken = checkpoints.meta(checkpoints.latest())['alpha_data']['next_index']
+  assert taken == num_updates
 
 
 def test_temperature_is_held_in_the_warm_up_and_then_falls():

@@ -56,21 +56,17 @@ def gaussian_noise(
 
 
 def sensor_noise(
-  rng: np.random.Generator,
-  image: np.ndarray,
-  *,
-  gain: float,
-  read_sigma: float = 0.0,
+  rng: np.random.Generator, image: np.ndarray, *, gain: float
 ) -> np.ndarray:
-  """Adds the noise of a sensor: photons counted, then read out.
+  """Adds the noise of a sensor that counts photons.
 
-  The variance of a pixel of value x is gain * x + (read_sigma / 255)^2.
+  The variance of a pixel of value x is gain * x; `gaussian_noise` adds that of
+  the read-out.
 
   Args:
     rng: Source of randomness.
     image: f32[H, W, C], linear light, 0 or more.
     gain: Value of one photon; 0 leaves the light as it is.
-    read_sigma: Standard deviation of the read-out, of 255.
 
   Returns:
     f32[H, W, C], not clipped.
@@ -80,8 +76,6 @@ def sensor_noise(
   _check(image)
   if gain > 0:
     image = (rng.poisson(image / gain) * gain).astype(np.float32)
-  if read_sigma > 0:
-    image = gaussian_noise(rng, image, sigma=read_sigma)
   return image
 
 

@@ -15,11 +15,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from pynas_jax import config
 from pynas_jax import parallel
 from pynas_jax.deploy.restorer import Restorer
 
 WARM_UP_RUNS = 2
-REAL_TIME_MS = 33.0  # Of a frame of video.
 
 
 def time_restorer(
@@ -76,7 +76,7 @@ def time_restorer(
     'to_host': to_host,
     'compile_s': compile_s,
     'fps': 1e3 / float(p50),
-    'real_time': to_device + float(p50) + to_host <= REAL_TIME_MS,
+    'real_time': to_device + float(p50) + to_host <= config.REAL_TIME_MS,
     'memory_mib': peak - memory if peak and memory else None,
     'backend': restorer.backend,
     'device': _device_name(device),
