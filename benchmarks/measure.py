@@ -27,6 +27,7 @@ from rich import console
 from rich import table
 
 MIB = 2**20
+SETTLE_S = 0.2
 # JAX's names of what lets a GPU use TF32 for float32; None is its default.
 _TF32 = (None, 'default', 'high', 'tensorfloat32', 'bfloat16')
 _LIBRARIES = (
@@ -41,19 +42,25 @@ def times_ms(
   """Returns the times of functions that wait for their results, in ms.
 
   Args:
-    functions: By name; run in turn.
+    functions: By name; run in turn. Short ones run `SETTLE_S` each time, and
+      the last run counts: PyTorch's threads, for one, spin for some 10 ms after
+      its own, on the cores of whoever is next.
     runs: Of each, after a first one.
 
-  >>> {k: len(v) for k, v in times_ms({'a': int}, runs=3).items()}
-  {'a': 3}
+  >>> {k: len(v) for k, v in times_ms({'a': int}, runs=1).items()}
+  {'a': 1}
   """
   times: dict[str, list[float]] = {name: [] for name in functions}
-  for round_ in range(runs + 1):
+  for function in functions.values():
+    function()
+  for _ in range(runs):
     for name, function in functions.items():
-      began = time.perf_counter()
-      function()
-      if round_:
-        times[name].append(1e3 * (time.perf_counter() - began))
+      began = ended = time.perf_counter()
+      while ended - began < SETTLE_S:
+        started = time.perf_counter()
+        function()
+        ended = time.perf_counter()
+      times[name].append(1e3 * (ended - started))
   return times
 
 

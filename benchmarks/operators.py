@@ -38,10 +38,11 @@ class _Depthwise(nn.Module):
 
 
 def make_layers(
-  side: int, width: int
+  batch: int, side: int, width: int
 ) -> dict[str, tuple[nn.Module, int, int]]:
   """Returns {name: (module, channels in, multiply-adds)}."""
-  size, pixels = (1, side, side, width, width), side * side
+  size = (batch, side, side, width, width)
+  pixels = batch * side * side
   layers = {
     name: Layer('cell', name, *size) for name in ops.OPS if name != 'zero'
   }
@@ -88,14 +89,15 @@ def make_functions(
 def main() -> None:
   """Measures and prints."""
   parser = measure.make_parser(__doc__)
-  parser.add_argument('--side', type=int, default=128, help='pixels')
+  parser.add_argument('--batch', type=int, default=4, help='of crops')
+  parser.add_argument('--side', type=int, default=64, help='pixels')
   parser.add_argument('--width', type=int, default=32, help='channels')
   parser.add_argument('--runs', type=int, default=9, help='timed runs')
   args = parser.parse_args()
   rng = np.random.default_rng(0)
-  layers, functions = make_layers(args.side, args.width), {}
+  layers, functions = make_layers(args.batch, args.side, args.width), {}
   for name, (module, channels, _) in layers.items():
-    shape = (1, args.side, args.side, channels)
+    shape = (args.batch, args.side, args.side, channels)
     x = jnp.asarray(rng.random(shape, np.float32))
     for stage, function in make_functions(module, x).items():
       functions[name, stage] = function

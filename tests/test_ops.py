@@ -38,11 +38,15 @@ def assert_same_function(f, g, *args):
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize('min_images', [1, 8])  # As for jax 0.11 and 0.10.
 @pytest.mark.parametrize('features', [2, 4])  # Fewer than come in, and more.
 @pytest.mark.parametrize(
   ('size', 'dilation'), [(1, 1), (3, 1), (5, 1), (3, 2), (5, 2), (3, 3)]
 )
-def test_conv2d_is_the_native_convolution(size, dilation, features):
+def test_conv2d_is_the_native_convolution(
+  size, dilation, features, min_images, monkeypatch
+):
+  monkeypatch.setattr(ops, '_MIN_IMAGES', min_images)
   x, kernel = normal(0, 2, 9, 7, 3), normal(1, size, size, 3, features)
   assert_same_function(
     lambda x, k: ops.conv2d(x, k, dilation),
