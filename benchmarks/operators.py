@@ -1,8 +1,8 @@
 """Time of each operator per multiply-add, relative to the convolution 3x3.
 
-  python -m benchmarks.operators [--side=128] [--width=32] [--runs=9]
+  python -m benchmarks.operators [--batch=4] [--side=64] [--width=32]
 
-All work on maps of one size: B = 1, H = W = side, the same channels in and out.
+All work on maps of one size, H = W = side, with the same channels in and out.
 `forward` is the operator alone, `training` with the gradients of its parameters
 and its input. 'depthwise' is the first half of 'sep_conv_3x3'; 'stem 7x7' has 3
 channels in. Times are medians of interleaved runs.
