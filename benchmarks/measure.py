@@ -27,7 +27,6 @@ from rich import console
 from rich import table
 
 MIB = 2**20
-SETTLE_S = 0.2
 # JAX's names of what lets a GPU use TF32 for float32; None is its default.
 _TF32 = (None, 'default', 'high', 'tensorfloat32', 'bfloat16')
 _LIBRARIES = (
@@ -37,15 +36,19 @@ _LIBRARIES = (
 
 
 def times_ms(
-  functions: Mapping[str, Callable[[], Any]], *, runs: int
+  functions: Mapping[str, Callable[[], Any]],
+  *,
+  runs: int,
+  settle_s: float = 0.2,
 ) -> dict[str, list[float]]:
   """Returns the times of functions that wait for their results, in ms.
 
   Args:
-    functions: By name; run in turn. Short ones run `SETTLE_S` each time, and
-      the last run counts: PyTorch's threads, for one, spin for some 10 ms after
-      its own, on the cores of whoever is next.
+    functions: By name; run in turn.
     runs: Of each, after a first one.
+    settle_s: Shorter ones run so long in each turn, and the last run counts:
+      PyTorch's threads, for one, spin for some 10 ms after its own, on the
+      cores of whoever is next.
 
   >>> {k: len(v) for k, v in times_ms({'a': int}, runs=1).items()}
   {'a': 1}
@@ -55,11 +58,13 @@ def times_ms(
     function()
   for _ in range(runs):
     for name, function in functions.items():
-      began = ended = time.perf_counter()
-      while ended - began < SETTLE_S:
+      began = time.perf_counter()
+      while True:
         started = time.perf_counter()
         function()
         ended = time.perf_counter()
+        if ended - began >= settle_s:
+          break
       times[name].append(1e3 * (ended - started))
   return times
 

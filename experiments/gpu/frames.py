@@ -186,7 +186,7 @@ def measure_network(
       except Exception as error:  # A mode that fails is a row that says so.
         notes[key] = f'{type(error).__name__}: {error}'.splitlines()[0][:60]
       logbook.say(f'{name}, {runtime}, {precision}: {notes[key]}')
-  times = measure.times_ms(functions, runs=args.runs)
+  times = measure.times_ms(functions, runs=args.runs, settle_s=0)
   rows, exact = [], pictures.get(('ours', 'float32'))
   for key, note in notes.items():
     runtime, precision = key

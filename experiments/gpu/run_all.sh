@@ -44,7 +44,7 @@ tiny[supernet_step]='--sizes=tiny --steps=weight --variants=sampled,static
   --runs=1'
 flags[train_step]='--devices=1 --crop=256 --batch=8 --runs=20'
 tiny[train_step]='--networks=found --devices=1 --crop=16 --batch=2 --runs=1'
-flags[operators]='--side=2048 --width=64 --runs=30'
+flags[operators]='--side=1024 --width=64 --runs=30'
 tiny[operators]='--side=16 --width=4 --runs=1'
 flags[compile_time]=''
 tiny[compile_time]='--tasks=restore --width=4'
