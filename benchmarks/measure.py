@@ -13,6 +13,7 @@ import ctypes
 import gc
 import importlib.metadata
 import json
+import math
 import os
 from pathlib import Path
 import statistics
@@ -84,7 +85,7 @@ def psnr_db(a: np.ndarray, b: np.ndarray) -> float:
   20.0
   """
   error = float(np.square(np.float64(a) - b).mean())
-  return round(-10 * np.log10(max(error, 1e-15)), 2)
+  return round(-10 * math.log10(max(error, 1e-15)), 2)
 
 
 def _status_mib(name: str) -> float:
