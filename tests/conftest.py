@@ -36,8 +36,9 @@ def pytest_configure(config: pytest.Config) -> None:
   os.environ['ORT_DISABLE_TELEMETRY'] = '1'
   # Tests compile much and compute little. In the environment too, for the
   # processes that tests start.
-  os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'
-  jax.config.update('jax_disable_most_optimizations', True)
+  if not os.environ.get('JAX_PLATFORMS', '').startswith('cuda'):
+    os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'
+    jax.config.update('jax_disable_most_optimizations', True)
   # One cache per version: entries of another one are never of use.
   name = f'jax-{jax.__version__}-py{sys.version_info.minor}'
   cache = getattr(config, 'cache', None)

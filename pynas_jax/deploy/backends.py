@@ -546,7 +546,8 @@ def check_close(
   if dtype == np.uint8:
     blurry, unit = np.round(255 * blurry).astype(np.uint8), 255
   exact = dataclasses.replace(network, dtype='float32')
-  xla = compile_network('xla', exact, blurry.shape, dtype)
+  with jax.default_matmul_precision('float32'):  # Else TF32 on a GPU.
+    xla = compile_network('xla', exact, blurry.shape, dtype)
   wanted, found = (
     np.asarray(restore(blurry), np.float64) / unit for restore in (xla, run)
   )
