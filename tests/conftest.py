@@ -58,6 +58,13 @@ def short_timings(monkeypatch: pytest.MonkeyPatch) -> None:
   monkeypatch.setattr(latency, 'SECONDS', 0.0)
 
 
+@pytest.fixture
+def four_devices() -> None:
+  """Skips where there are fewer."""
+  if jax.local_device_count() < 4:
+    pytest.skip(f'{jax.local_device_count()} devices; four are needed')
+
+
 @pytest.fixture(scope='session')
 def root() -> pathlib.Path:
   """The root of the source tree."""

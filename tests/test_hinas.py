@@ -435,9 +435,8 @@ def trained(devices, *, ema_decay=0.0, steps=3):
   return network, params, jax.device_get(state)
 
 
+@pytest.mark.usefixtures('four_devices')
 def test_training_and_its_statistics_do_not_depend_on_the_devices():
-  if jax.local_device_count() < 4:
-    pytest.skip(f'{jax.local_device_count()} devices; four are needed')
   (_, fresh, one), (_, _, four) = trained(1), trained(4)
   for a, b in zip(
     jax.tree.leaves(one.params), jax.tree.leaves(four.params), strict=True

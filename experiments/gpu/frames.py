@@ -46,8 +46,6 @@ PRECISIONS = {
   'tf32': ('float32', 'tensorfloat32'),
   'bfloat16': ('bfloat16', 'default'),
 }
-# XLA's options of our program, by the name of the row.
-OURS = {'ours': None, 'ours, NHWC': {'xla_gpu_force_conv_nhwc': True}}
 TORCH_MODES = {
   'torch': None, 'torch.compile': 'default', 'torch, graphs': 'reduce-overhead',
 }  # fmt: skip
@@ -103,19 +101,24 @@ def find_peaks(
 
 
 def make_ours(
-  genotype: Any, params: Any, frame: np.ndarray, precision: str, name: str
+  genotype: Any, params: Any, frame: np.ndarray, precision: str
 ) -> Callable[[], np.ndarray]:
   """Returns our jitted function of the frame, which waits."""
   dtype, product = PRECISIONS[precision]
   with jax.default_matmul_precision(product):
     restore = jax.jit(backends.make_restore(genotype, dtype=dtype))
     on_device = jax.device_put(frame)
-    compiled = restore.lower(params, on_device).compile(OURS[name])
+    compiled = restore.lower(params, on_device).compile()
   return lambda: jax.block_until_ready(compiled(params, on_device))
 
 
 def make_torch(
-  genotype: Any, params: Any, frame: np.ndarray, precision: str, name: str
+  genotype: Any,
+  params: Any,
+  frame: np.ndarray,
+  precision: str,
+  *,
+  mode: str | None,
 ) -> Callable[[], Any]:
   """Returns PyTorch's function of the frame, which waits."""
   import torch
@@ -131,14 +134,14 @@ def make_torch(
   def restore(frame):
     return (255 * module(frame.float() / 255).clamp(0, 1)).round().byte()
 
-  if TORCH_MODES[name]:
+  if mode:
     # It is compiled for each mode and type; more than 8 times, it would go on
     # without, and say so in a warning alone.
     import torch._dynamo
 
     torch._dynamo.config.recompile_limit = 64
     torch._dynamo.config.fail_on_recompile_limit_hit = True
-    restore = torch.compile(restore, mode=TORCH_MODES[name])
+    restore = torch.compile(restore, mode=mode)
 
   def run() -> Any:
     measure.set_tf32(precision == 'tf32')
@@ -167,17 +170,21 @@ def measure_network(
   space = space_of(genotype)
   operations = 2 * space.count(genotype, **size)[1]
   layers = [x for group in space.layers(genotype, **size) for x in group]
-  makers = dict.fromkeys(OURS, make_ours)
+  makers = {'ours': make_ours}
   if measure.is_installed('torch'):
-    modes = TORCH_MODES if not args.eager else ('torch',)
-    makers |= dict.fromkeys(modes, make_torch)
+    for runtime, mode in TORCH_MODES.items():
+      if not (mode and args.eager):
+        makers[runtime] = functools.partial(make_torch, mode=mode)
   functions, pictures, notes = {}, {}, {}
   for runtime, make in makers.items():
     for precision in PRECISIONS:
       key = runtime, precision
+      if time.perf_counter() > args.ready_by:
+        notes[key] = 'left out: no time'
+        continue
       try:
         began = time.perf_counter()
-        function = make(genotype, params, frame, precision, runtime)
+        function = make(genotype, params, frame, precision)
         pictures[key] = to_host(function())
         # Once more: CUDA graphs are recorded by the second run.
         function()
@@ -222,7 +229,12 @@ def main() -> None:
   parser.add_argument('--runs', type=int, default=100, help='timed frames')
   parser.add_argument('--peak-size', type=int, default=8192, help='of a matrix')
   parser.add_argument('--eager', action='store_true', help='nothing compiled')
+  parser.add_argument(
+    '--ready-within', type=float, default=math.inf,
+    help='seconds; programs not begun by then are left out',
+  )  # fmt: skip
   args = parser.parse_args()
+  args.ready_by = time.perf_counter() + args.ready_within
   kind = jax.devices()[0].device_kind
   measured = measured_peaks(args.peak_size)
   source, peaks = find_peaks(kind, measured)

@@ -32,11 +32,11 @@ parts=("$@")
 
 declare -A module flags tiny
 module[frames_found]=experiments.gpu.frames
-flags[frames_found]='--networks=found'
+flags[frames_found]='--networks=found --ready-within=360'
 tiny[frames_found]='--networks=found --height=32 --width=48 --runs=2
   --peak-size=64 --eager'
 module[frames_dmphn]=experiments.gpu.frames
-flags[frames_dmphn]='--networks=dmphn'
+flags[frames_dmphn]='--networks=dmphn --ready-within=360'
 tiny[frames_dmphn]='--networks=found --height=32 --width=48 --runs=2
   --peak-size=64'
 flags[supernet_step]='--sizes=gpu --variants=sampled,static,torch --runs=20'

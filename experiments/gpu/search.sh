@@ -8,9 +8,11 @@
 # PHOTOS the folder of BSDS500 with train, val and test.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+# Else JAX goes on without a GPU it cannot use.
+export JAX_PLATFORMS="${JAX_PLATFORMS:-cuda,cpu}"
 
 status=0
-timeout --signal=INT "${SLICE:-570}" "${PYTHON:-python}" \
+timeout --signal=INT "${SLICE:-570}" "${PYTHON:-python3}" \
   -m experiments.random_vs_search.run --pairs="${PAIRS:?folder of pairs}" \
   --photos="${PHOTOS:?folder of BSDS500}" --out="${OUT:-runs/gpu_search}" \
   --width=32 --unshuffle=1 --crop=256 --steps="${STEPS:-20000}" --seeds="${SEEDS:-3}" || status=$?
