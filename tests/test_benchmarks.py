@@ -122,8 +122,15 @@ def test_pictures_of_all_runtimes_are_alike(monkeypatch, capsys):
   flags = COMMANDS['experiments.gpu.frames']
   rows = run('experiments.gpu.frames', flags, monkeypatch, capsys)['rows']
   peers = {'torch'} if measure.is_installed('torch') else set()
-  assert {row['runtime'] for row in rows} == peers | frames.OURS.keys()
+  assert {row['runtime'] for row in rows} == peers | {'ours'}
   assert min(row['psnr_to_ours_db'] for row in rows) > 45
+
+
+def test_programs_without_time_are_rows_that_say_so(monkeypatch, capsys):
+  flags = [*COMMANDS['experiments.gpu.frames'], '--ready-within=0']
+  rows = run('experiments.gpu.frames', flags, monkeypatch, capsys)['rows']
+  assert {row['note'] for row in rows} == {'left out: no time'}
+  assert {row['p50_ms'] for row in rows} == {None}
 
 
 def test_bytes_of_layers():
