@@ -38,15 +38,21 @@ def assert_same_function(f, g, *args):
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize('min_images', [1, 8])  # As for jax 0.11 and 0.10.
+@pytest.mark.parametrize(
+  'weight_gradient', ['jax 0.10', 'few channels', 'many channels', 'elsewhere']
+)
 @pytest.mark.parametrize('features', [2, 4])  # Fewer than come in, and more.
 @pytest.mark.parametrize(
   ('size', 'dilation'), [(1, 1), (3, 1), (5, 1), (3, 2), (5, 2), (3, 3)]
 )
 def test_conv2d_is_the_native_convolution(
-  size, dilation, features, min_images, monkeypatch
+  size, dilation, features, weight_gradient, monkeypatch
 ):
-  monkeypatch.setattr(ops, '_MIN_IMAGES', min_images)
+  if weight_gradient == 'elsewhere':
+    monkeypatch.setattr(ops, '_correlate_on_cpu', ops._correlate_elsewhere)
+  else:
+    channels = {'jax 0.10': 0, 'few channels': 64, 'many channels': 1}
+    monkeypatch.setattr(ops, '_EIGEN_CHANNELS', channels[weight_gradient])
   x, kernel = normal(0, 2, 9, 7, 3), normal(1, size, size, 3, features)
   assert_same_function(
     lambda x, k: ops.conv2d(x, k, dilation),

@@ -51,9 +51,11 @@ KERNEL_INIT = by_shape(
   nn.initializers.variance_scaling(0.5, 'fan_out', 'normal')
 )
 _DIMENSIONS = ('NHWC', 'HWIO', 'NHWC')
-# For weight gradients: with fewer, XLA:CPU before 0.11 takes up to four times
-# as long.
-_MIN_IMAGES = 8 if jax.__version_info__ < (0, 11) else 1
+# For weight gradients by Eigen: with fewer, they take up to four times as long.
+_MIN_IMAGES = 8
+# Since jax 0.11, XLA:CPU leaves convolutions to YNNPACK if it can. For weight
+# gradients of as many channels, Eigen takes down to a third of its time.
+_EIGEN_CHANNELS = 64 if jax.__version_info__ >= (0, 11) else 0
 
 
 def conv2d(
@@ -126,9 +128,7 @@ _conv2d.defvjp(_conv2d_forward, _conv2d_backward)
 def _correlate(x: jax.Array, grad: jax.Array, pad: int) -> jax.Array:
   """Returns the sums over images and pixels of x, shifted, times grad.
 
-  That is a convolution whose batch is C and whose kernel is the gradient. The
-  explicit transposes are what XLA:CPU's fast path asks for; strides, as of a
-  dilated convolution without phases, have none on any backend.
+  That is a convolution whose batch is C and whose kernel is the gradient.
 
   Args:
     x: [B, H, W, C].
@@ -138,19 +138,51 @@ def _correlate(x: jax.Array, grad: jax.Array, pad: int) -> jax.Array:
   Returns:
     [C, k, k, D], by tap.
   """
-  reach = x.shape[1] + 2 * pad - grad.shape[1]
-  row_pad, strips = pad, max(1, _MIN_IMAGES // len(x))
+  return lax.platform_dependent(
+    x, grad,
+    cpu=functools.partial(_correlate_on_cpu, pad=pad),
+    default=functools.partial(_correlate_elsewhere, pad=pad),
+  )  # fmt: skip
+
+
+def _correlate_elsewhere(x, grad, *, pad):
+  """The same, as JAX writes the gradient of a convolution itself."""
+  return lax.conv_general_dilated(
+    x, grad, (1, 1), [(pad, pad)] * 2,
+    dimension_numbers=('CHWN', 'IHWO', 'NHWC'),
+  )  # fmt: skip
+
+
+def _correlate_on_cpu(x, grad, *, pad):
+  """The same, transposed explicitly, as the fast paths of XLA:CPU ask for.
+
+  Strides, as of a dilated convolution without phases, have none.
+  """
+  by_eigen = max(x.shape[3], grad.shape[3]) >= _EIGEN_CHANNELS
+  keep_ynnpack_off = by_eigen and _EIGEN_CHANNELS > 0
+  strips = max(1, _MIN_IMAGES // len(x)) if by_eigen else 1
   while grad.shape[1] % strips:
     strips -= 1
-  if strips > 1:  # Of rows, as images of their own.
-    row_pad, rows = 0, grad.shape[1] // strips
+  reach, row_pad, beside = x.shape[1] + 2 * pad - grad.shape[1], pad, 0
+  if strips > 1 or keep_ynnpack_off:
+    row_pad = 0
     x = jnp.pad(x, ((0, 0), (pad, pad), (0, 0), (0, 0)))
+  if strips > 1:  # Of rows, as images of their own.
+    rows = grad.shape[1] // strips
     tops = range(0, grad.shape[1], rows)
     x = jnp.concatenate([x[:, i : i + rows + reach] for i in tops])
     grad = jnp.concatenate([grad[:, i : i + rows] for i in tops])
+  if keep_ynnpack_off:
+    # It takes no kernel that is wider than the image. One that is larger would
+    # change places with the image, for which no path is fast.
+    _, height, width, _ = x.shape
+    beside = max(0, width + 1 - grad.shape[2])
+    if grad.shape[1] * (grad.shape[2] + beside) > height * width:
+      beside = 0
+    grad = jnp.pad(grad, ((0, 0), (0, 0), (0, beside), (0, 0)))
   return lax.conv_general_dilated(
     x.transpose(3, 1, 2, 0), grad.transpose(1, 2, 0, 3), (1, 1),
-    [(row_pad, row_pad), (pad, pad)], dimension_numbers=_DIMENSIONS,
+    [(row_pad, row_pad), (pad, pad + beside)], dimension_numbers=_DIMENSIONS,
   )  # fmt: skip
 
 
