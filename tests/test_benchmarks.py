@@ -20,6 +20,7 @@ from pynas_jax.nn.layers import Layer
 SMALL = ('--height=24', '--width=32', '--runs=1')
 FOUND = (*SMALL, '--networks=found')
 COMMANDS = {
+  'benchmarks.gradients': ('--shapes=1x8x2', '--runs=1'),
   'benchmarks.operators': ('--side=8', '--width=2', '--runs=1'),
   'benchmarks.video': (
     '--frames=2', '--height=24', '--width=32', '--runs=1',
@@ -50,7 +51,8 @@ def test_benchmarks_turn(module, monkeypatch, capsys):
   result = run(module, COMMANDS[module], monkeypatch, capsys)
   for row in result['rows']:
     times = [v for k, v in row.items() if k.endswith('_ms')]
-    assert times and all(t > 0 for t in times)
+    # What is compared with may be missing.
+    assert any(times) and all(t is None or t > 0 for t in times)
 
 
 @pytest.mark.slow

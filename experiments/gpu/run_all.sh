@@ -4,7 +4,7 @@
 #   experiments/gpu/run_all.sh [--dry-run] [PART...]
 #
 # PARTs are frames_found, frames_dmphn, supernet_step, train_step, operators,
-# tests, compile_time, scaling and inference; all by default. Each writes
+# gradients, tests, compile_time, scaling and inference; all by default. Each writes
 # OUT/PART.json (device, versions, commit and rows), and what it says goes to
 # OUT/log.txt; a part that fails does not keep the others from running, but the
 # exit status is 1. All of them together end after LIMIT seconds, if it is set.
@@ -25,8 +25,8 @@ if [[ "${1:-}" == --dry-run ]]; then
 else
   export JAX_PLATFORMS=cuda,cpu  # Else JAX goes on without a GPU it cannot use.
 fi
-every=(frames_found frames_dmphn supernet_step train_step operators tests
-  compile_time scaling inference)
+every=(frames_found frames_dmphn supernet_step train_step operators gradients
+  tests compile_time scaling inference)
 parts=("$@")
 ((${#parts[@]})) || parts=("${every[@]}")
 
@@ -46,6 +46,8 @@ flags[train_step]='--devices=1 --crop=256 --batch=8 --runs=20'
 tiny[train_step]='--networks=found --devices=1 --crop=16 --batch=2 --runs=1'
 flags[operators]='--side=1024 --width=64 --runs=30'
 tiny[operators]='--side=16 --width=4 --runs=1'
+flags[gradients]='--shapes=16x256x32,16x128x64,16x64x128 --runs=20'
+tiny[gradients]='--shapes=1x8x2 --runs=1'
 flags[compile_time]=''
 tiny[compile_time]='--tasks=restore --width=4'
 flags[scaling]='--side=512 --runs=20'
