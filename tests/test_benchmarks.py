@@ -70,6 +70,21 @@ def test_sampled_steps_are_compared(step, monkeypatch, capsys):
   assert all(row['process_mib'] > 100 for row in result['rows'])
 
 
+def test_tests_are_collected_without_pytorch():
+  code = """if True:
+    import sys
+    import pytest
+    sys.modules['torch'] = None
+    sys.exit(pytest.main(['--collect-only', '-q', '-p', 'no:cacheprovider']))
+  """
+  found = subprocess.run(
+    [sys.executable, '-c', code], check=False, capture_output=True, text=True
+  )
+  assert found.returncode == 0, found.stdout[-2000:]
+  assert 'benchmarks/measure.py' in found.stdout
+  assert 'benchmarks/peers.py' not in found.stdout
+
+
 def test_variants_that_do_not_exist_are_refused(monkeypatch):
   monkeypatch.setattr(sys, 'argv', ['', '--variants=sampled,fast'])
   with pytest.raises(SystemExit, match='2'):
