@@ -25,6 +25,10 @@ def __getattr__(name: str) -> Any:
   return getattr(importlib.import_module('pynas_jax.api'), name)
 
 
+def __dir__() -> list[str]:
+  return sorted(globals().keys() | set(__all__))
+
+
 def _run_convolutions_on_all_cores() -> None:
   """Sets a flag of XLA, which reads it when it compiles its first program."""
   flags = os.environ.get('XLA_FLAGS', '')

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+import re
+import shlex
 import signal
 import sys
 
@@ -23,6 +25,18 @@ _USAGE = 'python -m pynas_jax.main --config=configs/search.py [--workdir=DIR]'
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'Settings, a file such as configs/search.py:variant.'
 )
+# Where configs/ is in a wheel, and in a clone.
+_CONFIGS = tuple(Path(__file__).parents[i] / 'configs' for i in range(2))
+
+
+def _locate(argument: str) -> str:
+  """Returns `--config=configs/...` as our file, if there is none here."""
+  match = re.fullmatch(r'((?:--?config=)?)configs/(\w+\.py)(.*)', argument)
+  if match and not Path('configs', match[2]).exists():
+    for folder in _CONFIGS:
+      if (folder / match[2]).is_file():
+        return f'{match[1]}{folder / match[2]}{match[3]}'
+  return argument
 
 
 def parse(argv: list[str]) -> ml_collections.ConfigDict:
@@ -32,10 +46,9 @@ def parse(argv: list[str]) -> ml_collections.ConfigDict:
     SettingError: Names a flag or setting that is wrong, and what is near to it.
   """
   try:
-    rest = flags.FLAGS(argv)[1:]
+    rest = flags.FLAGS([_locate(each) for each in argv])[1:]
   except (AttributeError, KeyError) as error:
     # What ml_collections raises for settings and groups that do not exist.
-    message = str(error).strip('"\'')
     known = list(config_lib.flatten(config_lib.base()))
     wrong = [
       a.removeprefix('--config.').removeprefix('-config.').partition('=')[0]
@@ -44,8 +57,15 @@ def parse(argv: list[str]) -> ml_collections.ConfigDict:
     ]
     wrong = [name for name in wrong if name not in known]
     if wrong:
-      message = f'{wrong[0]!r} is not a setting.' + nearest(wrong[0], known)
-    raise config_lib.SettingError(message) from None
+      raise config_lib.SettingError(
+        f'{wrong[0]!r} is not a setting.' + nearest(wrong[0], known)
+      ) from None
+    if 'get_config' not in str(error):
+      raise  # Of the user's own file: its place says most.
+    raise config_lib.SettingError(
+      f'the config file of {shlex.join(argv[1:])} has no get_config(): '
+      'write it as configs/search.py is written.'
+    ) from None
   except (flags.Error, TypeError, ValueError) as error:
     # A config file's own error comes wrapped in its traceback.
     message = str(error).rpartition('SettingError: ')[2].strip()
@@ -57,11 +77,11 @@ def parse(argv: list[str]) -> ml_collections.ConfigDict:
     raise config_lib.SettingError(f'--config is missing. Usage: {_USAGE}')
   if not isinstance(config, ml_collections.ConfigDict):
     path = config_flags.get_config_filename(flags.FLAGS['config'])
-    files = [str(file) for file in Path(path).parent.glob('*.py')]
+    files = {str(file) for file in Path(path).parent.glob('*.py')} - {path}
     raise config_lib.SettingError(
       f'--config is {path!r}, which is no readable config file: one that has '
-      'get_config(), such as those in configs/ of the repository.'
-      + nearest(path, files)
+      'get_config(), such as configs/search.py, which is always there.'
+      + nearest(path, sorted(files))
     )
   config_lib.validate(config)
   return config

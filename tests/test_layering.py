@@ -177,6 +177,17 @@ def test_flags_of_a_user_are_kept():
   assert len(ours) == is_old
 
 
+def test_every_package_is_in_the_wheel():
+  setup = configparser.ConfigParser()
+  setup.read(PACKAGE.parent / 'setup.cfg')
+  files = PACKAGE.rglob('__init__.py')
+  found = {
+    '.'.join(file.parent.relative_to(PACKAGE.parent).parts) for file in files
+  }
+  named = set(setup['options']['packages'].split())
+  assert named == found | {'pynas_jax.configs'}
+
+
 def test_requirements_agree_with_setup_cfg():
   root = PACKAGE.parent
   setup = configparser.ConfigParser()

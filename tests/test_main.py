@@ -42,18 +42,18 @@ KEYS = (
 )  # fmt: skip
 
 
-def start(*args, **popen) -> subprocess.Popen:
+def start(*args, cwd=ROOT, **popen) -> subprocess.Popen:
   # One device: what a laptop has.
   env = os.environ | {'XLA_FLAGS': '', 'PYTHONPATH': str(ROOT)}
   return subprocess.Popen(
-    [sys.executable, '-m', 'pynas_jax.main', *map(str, args)], cwd=ROOT,
+    [sys.executable, '-m', 'pynas_jax.main', *map(str, args)], cwd=cwd,
     env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     **popen,
   )  # fmt: skip
 
 
-def run(*args) -> tuple[int, str]:
-  process = start(*args)
+def run(*args, **popen) -> tuple[int, str]:
+  process = start(*args, **popen)
   output, _ = process.communicate()
   return process.returncode, output
 
@@ -68,6 +68,25 @@ def load_config(name):
 
 def test_every_config_file_is_known_here():
   assert [path.stem for path in CONFIGS] == sorted(VARIANTS)
+
+
+@pytest.mark.parametrize('flag', [['--config={}'], ['--config', '{}']])
+def test_config_files_are_found_from_any_folder(flag, tmp_path):
+  """A user's own file of that name comes first."""
+  flags = [part.format('configs/evaluate.py') for part in flag]
+  flags.append('--config.checkpoint=nowhere')
+  status, said = run(*flags, cwd=tmp_path)
+  assert status == 2 and 'nowhere' in said, said
+  (tmp_path / 'configs').mkdir()
+  (tmp_path / 'configs' / 'evaluate.py').write_text('')
+  status, said = run(*flags, cwd=tmp_path)
+  assert status == 2 and 'has no get_config()' in said, said
+
+
+def test_errors_of_a_config_file_keep_their_place(tmp_path):
+  (tmp_path / 'mine.py').write_text('def get_config():\n  return {}["x"]\n')
+  status, said = run('--config=mine.py', cwd=tmp_path)
+  assert status == 1 and 'mine.py", line 2' in said, said
 
 
 @pytest.mark.parametrize('name', VARIANTS)

@@ -38,3 +38,5 @@ def test_wheel_runs_in_an_empty_environment_from_an_empty_folder(tmp_path):
   env = {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'}
   env['XLA_FLAGS'] = ''
   run(python, '-c', CODE, cwd=empty, env=env)
+  run(python, '-m', 'pynas_jax.main', '--config=configs/evaluate.py',
+      '--config.checkpoint=fast', cwd=empty, env=env)  # fmt: skip
