@@ -2,7 +2,9 @@
 
 import dataclasses
 import functools
+import gc
 import json
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -311,6 +313,21 @@ def test_search_tries_each_scheme_once_and_keeps_the_best(tmp_path):
   with pytest.raises(config_lib.SettingError, match='trials.jsonl, line 1,'):
     small_search(tmp_path, **settings)
   assert (tmp_path / 'trials.jsonl').read_text() == text
+
+
+def test_programs_of_a_trial_are_let_go(tmp_path, monkeypatch):
+  """Else the memory of a search grows by 100 MB and more with each."""
+  steps = []
+  make_parallel = parallel.make_parallel
+
+  def remember(step, **options):
+    steps.append(weakref.ref(step))
+    return make_parallel(step, **options)
+
+  monkeypatch.setattr(parallel, 'make_parallel', remember)
+  small_search(tmp_path, schemes=('1', '1-2'), num_trials=2)
+  gc.collect()
+  assert len(steps) >= 6 and not any(step() for step in steps)
 
 
 PLAIN = ('conv_3x3', 'conv_5x5')  # None is free, and they compile soon.

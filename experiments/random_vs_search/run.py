@@ -20,6 +20,7 @@ import shutil
 import statistics
 import sys
 
+import jax
 import ml_collections
 import numpy as np
 from PIL import Image
@@ -196,6 +197,7 @@ class Runs:
       if not path.exists():
         restorer = api.train(genotype, config, workdir=workdir)
         api.evaluate(restorer, config, workdir=workdir)
+        jax.clear_caches()  # Of programs of this network, else kept.
       scores.append(json.loads(path.read_text())['mean']['psnr'])
     return scores
 

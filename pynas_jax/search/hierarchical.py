@@ -214,6 +214,9 @@ def run_trial(
     reason = str(error).strip().partition('\n')[0]
     say(f'{name} failed: {reason}')
     return {'failed': f'{type(error).__name__}: {reason}'}
+  finally:
+    # `pmap` keeps the programs of each step for as long as the process lives.
+    jax.clear_caches()
   return found | {
     'beyond': cost.broken_limits(found, config.search),
     'genotype': found['genotype'].to_dict(),
