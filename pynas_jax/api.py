@@ -373,6 +373,9 @@ def train(
 ) -> Restorer:
   """Trains an architecture.
 
+  Its compiled programs stay in memory, as of all that `jax.pmap` runs. To train
+  many in one process, call `jax.clear_caches()` between them.
+
   Args:
     genotype: The architecture.
     config: Settings, `config.base()` by default.

@@ -24,8 +24,8 @@ def make_parallel(
 ) -> Callable[..., Any]:
   """Returns `step(state, batch, key)` on all local devices.
 
-  The state that a call returns is donated to the next one. `pmap` keeps what it
-  compiled, 100 MB and more, once the step is gone: `jax.clear_caches` does not.
+  The state that a call returns is donated to the next one. What `pmap` compiled
+  stays in memory when the step is gone, until `jax.clear_caches()`.
 
   Args:
     step: `(state, batch, key) -> (state, metrics)`; uses `mean`.

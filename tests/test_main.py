@@ -89,6 +89,13 @@ def test_errors_of_a_config_file_keep_their_place(tmp_path):
   assert status == 1 and 'mine.py", line 2' in said, said
 
 
+def test_a_config_file_of_something_else_is_not_told_to_be_meant(tmp_path):
+  (tmp_path / 'mine.py').write_text('def get_config():\n  return 3\n')
+  status, said = run('--config=mine.py', cwd=tmp_path)
+  assert status == 2 and "--config is 'mine.py'" in said, said
+  assert 'Did you mean' not in said, said
+
+
 @pytest.mark.parametrize('name', VARIANTS)
 def test_every_variant_is_valid_and_others_are_refused(name):
   get_config = load_config(name)

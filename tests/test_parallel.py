@@ -143,6 +143,16 @@ def test_devices_that_are_not_there_are_told(root):
   assert "DeviceError: JAX_PLATFORMS is 'rocm', and JAX finds no" in last
 
 
+@pytest.mark.usefixtures('four_devices')
+@pytest.mark.parametrize('count', [1, 4])
+def test_one_device_averages_nothing(count):
+  mapped = jax.pmap(
+    parallel.mean, axis_name=parallel.AXIS, devices=jax.local_devices()[:count]
+  )
+  lowered = mapped.lower(jnp.ones((count, 3))).as_text()
+  assert ('all_reduce' in lowered) == (count > 1)
+
+
 def test_a_step_is_compiled_once_and_takes_nothing_from_its_caller(caplog):
   def add(state, batch, key):
     del key

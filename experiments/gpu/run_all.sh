@@ -4,10 +4,11 @@
 #   experiments/gpu/run_all.sh [--dry-run] [PART...]
 #
 # PARTs are frames_found, frames_dmphn, supernet_step, train_step, operators,
-# gradients, tests, compile_time, scaling and inference; all by default. Each writes
-# OUT/PART.json (device, versions, commit and rows), and what it says goes to
-# OUT/log.txt; a part that fails does not keep the others from running, but the
-# exit status is 1. All of them together end after LIMIT seconds, if it is set.
+# gradients, tests, compile_time, scaling and inference; all by default. Each
+# writes OUT/PART.json (device, versions, commit and rows), and what it says goes
+# to OUT/log.txt; a part that fails does not keep the others from running, but
+# the exit status is 1. All of them together end after LIMIT seconds, if it is
+# set.
 # --dry-run turns every part at a tiny size on the CPU, to see that it runs.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
