@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+import functools
 import os
 from typing import Any
 
@@ -42,13 +43,13 @@ def make_ours(
     else:
       # `vmap` gives the step the axis that it averages over.
       mapped = jax.vmap(
-        step, in_axes=(None, 0, None), out_axes=None, axis_name=parallel.AXIS,
-        axis_size=1,
-      )  # fmt: skip
-      jitted = jax.jit(mapped, donate_argnums=(0,))
+        step, in_axes=(None, 0, None), axis_name=parallel.AXIS, axis_size=1
+      )
 
+      @functools.partial(jax.jit, donate_argnums=(0,))
       def run(state, batch, key):
-        return jitted(state, parallel.shard(batch, 1), key)
+        stacked = mapped(state, parallel.shard(batch, 1), key)
+        return jax.tree.map(lambda x: x[0], stacked)
 
     # Donated: each has its own.
     own = jax.tree.map(jax.numpy.copy, params)
