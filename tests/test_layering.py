@@ -18,8 +18,8 @@ PACKAGE = pathlib.Path(__file__).resolve().parents[1] / 'pynas_jax'
 # A module imports only modules above it. Names are relative to the package.
 ORDER = (
   'genotype', 'config', 'metrics', 'losses', 'resize', 'parallel',
-  'nn', 'nn.canvas', 'nn.quantization', 'nn.patches', 'nn.ops', 'nn.gates',
-  'nn.mixed', 'nn.blocks', 'nn.layers',
+  'nn', 'nn.canvas', 'nn.quantization', 'nn.patches', 'nn.winograd', 'nn.ops',
+  'nn.gates', 'nn.mixed', 'nn.blocks', 'nn.layers',
   'spaces.base', 'spaces.pynas', 'spaces.hinas_paths', 'spaces.hinas_modules',
   'spaces.hinas', 'spaces.nafnet', 'spaces.dmphn', 'spaces',
   'command', 'logbook', 'interruption',

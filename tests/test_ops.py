@@ -39,7 +39,8 @@ def assert_same_function(f, g, *args):
 
 
 @pytest.mark.parametrize(
-  'weight_gradient', ['jax 0.10', 'few channels', 'many channels', 'elsewhere']
+  'weight_gradient',
+  ['images', 'strips', 'products', 'elsewhere'],
 )
 @pytest.mark.parametrize('features', [2, 4])  # Fewer than come in, and more.
 @pytest.mark.parametrize(
@@ -50,9 +51,12 @@ def test_conv2d_is_the_native_convolution(
 ):
   if weight_gradient == 'elsewhere':
     monkeypatch.setattr(ops, '_correlate_on_cpu', ops._correlate_elsewhere)
+  elif weight_gradient == 'products':
+    monkeypatch.setattr(ops, '_WINOGRAD_CHANNELS', 1)
+    monkeypatch.setattr(ops, '_WINOGRAD_PRODUCTS', 1)
   else:
-    channels = {'jax 0.10': 0, 'few channels': 64, 'many channels': 1}
-    monkeypatch.setattr(ops, '_EIGEN_CHANNELS', channels[weight_gradient])
+    images = {'images': 1, 'strips': 8}
+    monkeypatch.setattr(ops, '_MIN_IMAGES', images[weight_gradient])
   x, kernel = normal(0, 2, 9, 7, 3), normal(1, size, size, 3, features)
   assert_same_function(
     lambda x, k: ops.conv2d(x, k, dilation),

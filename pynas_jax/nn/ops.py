@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from pynas_jax.nn import canvas
 from pynas_jax.nn import patches
 from pynas_jax.nn import quantization
+from pynas_jax.nn import winograd
 
 
 def by_shape(init: Callable) -> Callable:
@@ -51,11 +52,12 @@ KERNEL_INIT = by_shape(
   nn.initializers.variance_scaling(0.5, 'fan_out', 'normal')
 )
 _DIMENSIONS = ('NHWC', 'HWIO', 'NHWC')
-# For weight gradients by Eigen: with fewer, they take up to four times as long.
-_MIN_IMAGES = 8
-# Since jax 0.11, XLA:CPU leaves convolutions to YNNPACK if it can. For weight
-# gradients of as many channels, Eigen takes down to a third of its time.
-_EIGEN_CHANNELS = 64 if jax.__version_info__ >= (0, 11) else 0
+# Weight gradients of fewer channels are not faster by Winograd's products, and
+# those of fewer products for each tap are not worth compiling them.
+_WINOGRAD_CHANNELS = 32
+_WINOGRAD_PRODUCTS = 2**23
+# XLA:CPU of jax 0.10 takes up to four times as long for those of fewer images.
+_MIN_IMAGES = 8 if jax.__version_info__ < (0, 11) else 1
 
 
 def conv2d(
@@ -158,31 +160,27 @@ def _correlate_on_cpu(x, grad, *, pad):
 
   Strides, as of a dilated convolution without phases, have none.
   """
-  by_eigen = max(x.shape[3], grad.shape[3]) >= _EIGEN_CHANNELS
-  keep_ynnpack_off = by_eigen and _EIGEN_CHANNELS > 0
-  strips = max(1, _MIN_IMAGES // len(x)) if by_eigen else 1
+  reach = x.shape[1] + 2 * pad - grad.shape[1]
+  if (
+    reach < winograd.MAX_TAPS
+    and min(x.shape[3], grad.shape[3]) >= _WINOGRAD_CHANNELS
+    and grad.size * x.shape[3] >= _WINOGRAD_PRODUCTS
+    and x.dtype == jnp.float32
+  ):
+    return winograd.correlate(x, grad, pad=pad)
+  strips = max(1, _MIN_IMAGES // len(x))
   while grad.shape[1] % strips:
     strips -= 1
-  reach, row_pad, beside = x.shape[1] + 2 * pad - grad.shape[1], pad, 0
-  if strips > 1 or keep_ynnpack_off:
-    row_pad = 0
-    x = jnp.pad(x, ((0, 0), (pad, pad), (0, 0), (0, 0)))
   if strips > 1:  # Of rows, as images of their own.
     rows = grad.shape[1] // strips
+    x = jnp.pad(x, ((0, 0), (pad, pad), (0, 0), (0, 0)))
     tops = range(0, grad.shape[1], rows)
     x = jnp.concatenate([x[:, i : i + rows + reach] for i in tops])
     grad = jnp.concatenate([grad[:, i : i + rows] for i in tops])
-  if keep_ynnpack_off:
-    # It takes no kernel that is wider than the image. One that is larger would
-    # change places with the image, for which no path is fast.
-    _, height, width, _ = x.shape
-    beside = max(0, width + 1 - grad.shape[2])
-    if grad.shape[1] * (grad.shape[2] + beside) > height * width:
-      beside = 0
-    grad = jnp.pad(grad, ((0, 0), (0, 0), (0, beside), (0, 0)))
+  row_pad = pad if strips == 1 else 0
   return lax.conv_general_dilated(
     x.transpose(3, 1, 2, 0), grad.transpose(1, 2, 0, 3), (1, 1),
-    [(row_pad, row_pad), (pad, pad + beside)], dimension_numbers=_DIMENSIONS,
+    [(row_pad, row_pad), (pad, pad)], dimension_numbers=_DIMENSIONS,
   )  # fmt: skip
 
 

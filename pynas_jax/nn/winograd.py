@@ -1,0 +1,135 @@
+"""Weight gradients of convolutions with fewer products, for processors.
+
+Feature maps are f32[B, H, W, C]. Every tile of 4x4 gradients meets 6x6 pixels
+in 3x3 taps: 144 products a pair of channels, 36 once both are transformed. The
+36 are products of matrices over all tiles, which XLA:CPU is fast at, as it is
+not at the convolution that this gradient is else: one whose kernel is an image.
+Source: Winograd's F(3x3, 4x4), and F(5x5, 4x4); Lavin & Gray, Fast Algorithms
+for Convolutional Neural Networks (2015).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import chex
+import jax
+from jax import lax
+import jax.numpy as jnp
+import numpy as np
+
+_TILE = 4  # Gradients, a side.
+_BAND_BYTES = 2**19  # Of pixels at a time: so much stays in the cache.
+_POINTS = (0, 1, -1, 2, -2, 1 / 2, -1 / 2)  # And infinity.
+MAX_TAPS = len(_POINTS) + 2 - _TILE
+
+
+def _matrices(taps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Returns what makes k taps of n = k + 3 pixels and 4 gradients, one side.
+
+  Polynomials are multiplied by their values at n points; the transpose of that
+  is `to_taps.T @ ((of_pixels @ x) * (of_gradients @ grad))`, the correlation.
+
+  Args:
+    taps: k, of the kernel.
+
+  Returns:
+    (of_pixels f64[n, n], of_gradients f64[n, 4], to_taps f64[n, k]).
+  """
+  size = taps + _TILE - 1
+
+  def values(length):
+    finite = np.vander(_POINTS[: size - 1], length, increasing=True)
+    return np.vstack([finite, np.eye(length)[-1]])
+
+  of_pixels = np.linalg.inv(values(size)).T
+  return of_pixels.round(12), values(_TILE), values(taps)
+
+
+def correlate(x: jax.Array, grad: jax.Array, *, pad: int) -> jax.Array:
+  """Returns the sums over images and pixels of x, shifted, times grad.
+
+  Args:
+    x: f32[B, H, W, C].
+    grad: f32[B, H + 2 * pad - k + 1, W + 2 * pad - k + 1, D], k <= `MAX_TAPS`.
+    pad: Zeros on each side of x, pixels.
+
+  Returns:
+    f32[C, k, k, D], by tap.
+  """
+  chex.assert_rank([x, grad], 4)
+  batch, height, width, c_in = x.shape
+  _, *sides, c_out = grad.shape
+  taps = height + 2 * pad - sides[0] + 1
+  of_pixels, of_gradients, to_taps = _matrices(taps)
+  rows, columns = (-(-side // _TILE) for side in sides)  # Of tiles.
+  row_bytes = 4 * batch * _TILE * width * c_in
+  band_rows = min(rows, max(1, _BAND_BYTES // row_bytes))
+  bands = -(-rows // band_rows)
+  # All bands are whole; each also sees the pixels below that its taps reach.
+  ends = (_TILE * bands * band_rows, _TILE * columns)
+  x = _embed(x, [end + taps - 1 for end in ends], before=pad)
+  grad = _embed(grad, ends, before=0)
+
+  def add_band(band, total):
+    step = _TILE * band_rows
+    pixels = lax.dynamic_slice_in_dim(x, band * step, step + taps - 1, axis=1)
+    gradients = lax.dynamic_slice_in_dim(grad, band * step, step, axis=1)
+    return total + lax.dot_general(
+      _transform(pixels, of_pixels, band_rows, columns),
+      _transform(gradients, of_gradients, band_rows, columns),
+      (((1,), (1,)), ((0,), (0,))),
+    )
+
+  size = len(of_pixels)
+  total = jnp.zeros((size**2, c_in, c_out), x.dtype)
+  total = lax.fori_loop(0, bands, add_band, total)
+  total = total.reshape(size, size, c_in, c_out)
+  total = jnp.stack(_combine(to_taps.T, total), axis=1)  # [size, k, C, D].
+  return jnp.stack(_combine(to_taps.T, total)).transpose(2, 0, 1, 3)
+
+
+def _embed(x: jax.Array, sides: Sequence[int], *, before: int) -> jax.Array:
+  """Returns x with zeros around: [B, *sides, C], so many of them before."""
+  pads = [
+    (before, side - before - own)
+    for side, own in zip(sides, x.shape[1:3], strict=True)
+  ]
+  return jnp.pad(x, [(0, 0), *pads, (0, 0)])
+
+
+def _transform(
+  x: jax.Array, matrix: np.ndarray, rows: int, columns: int
+) -> jax.Array:
+  """Returns both sides of every tile times the matrix.
+
+  Args:
+    x: [B, h, w, C].
+    matrix: [M, N], for tiles of N x N pixels, `_TILE` apart.
+    rows: Of tiles.
+    columns: Of tiles.
+
+  Returns:
+    [M * M, B * rows * columns, C], column by column.
+  """
+  for axis, tiles in ((1, rows), (3, columns)):
+    span = _TILE * (tiles - 1) + 1
+    parts = [
+      lax.slice_in_dim(x, i, i + span, _TILE, axis)
+      for i in range(matrix.shape[1])
+    ]
+    x = jnp.stack(_combine(matrix, parts))
+    x = lax.optimization_barrier(x)  # Fused, it would be computed many times.
+  return x.reshape(len(matrix) ** 2, -1, x.shape[-1])
+
+
+def _combine(matrix: np.ndarray, parts: Sequence[jax.Array]) -> list[jax.Array]:
+  """Returns the matrix times a vector of arrays, leaving out its zeros."""
+  return [
+    sum(
+      float(factor) * part
+      for factor, part in zip(row, parts, strict=True)
+      if factor
+    )
+    for row in matrix
+  ]
