@@ -28,6 +28,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from benchmarks import measure
 from pynas_jax import config as config_lib
@@ -152,7 +153,7 @@ def make_step(
     network = _AllTimesOneHot(supernet, len(space.operators))
 
   if variant == 'static' and step == 'weight':
-    tx = bilevel.make_weight_tx(s)
+    tx = optax.chain(*bilevel.make_weight_tx(s))
     function = train_lib.make_train_step(
       network, tx, loss=s.loss, ema_decay=0.0
     )

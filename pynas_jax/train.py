@@ -115,12 +115,16 @@ def muon(schedule: optax.Schedule) -> optax.GradientTransformation:
   )
 
 
+def make_clip(clip_norm: float) -> optax.GradientTransformation:
+  """Returns a clip of the norm of all gradients; 0 is off."""
+  return optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
+
+
 def clipped(
   tx: optax.GradientTransformation, clip_norm: float
 ) -> optax.GradientTransformation:
-  """Returns the optimizer behind a clip of the gradient's norm; 0 is off."""
-  clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
-  return optax.chain(clip, tx)
+  """Returns the optimizer behind a clip."""
+  return optax.chain(make_clip(clip_norm), tx)
 
 
 def init_state(

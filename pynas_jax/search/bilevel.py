@@ -64,8 +64,14 @@ class StageResult(NamedTuple):
   record: dict[str, Any]
 
 
-def make_weight_tx(s: ml_collections.ConfigDict):
-  """Returns the optimizer of the weights, from the settings `search`."""
+def make_weight_tx(
+  s: ml_collections.ConfigDict,
+) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
+  """Returns what the weights learn by, from the settings `search`.
+
+  Returns:
+    A chain: the clip of all gradients, and an optimizer of each by itself.
+  """
   schedule = optax.cosine_decay_schedule(
     s.weight_lr, s.num_steps, alpha=s.weight_lr_end / s.weight_lr
   )
@@ -75,7 +81,7 @@ def make_weight_tx(s: ml_collections.ConfigDict):
     tx = optax.sgd(schedule, s.momentum or None)
     if s.weight_decay:
       tx = optax.chain(optax.add_decayed_weights(s.weight_decay), tx)
-  return train_lib.clipped(tx, s.clip_norm)
+  return train_lib.make_clip(s.clip_norm), tx
 
 
 def make_alpha_tx(s: ml_collections.ConfigDict):
@@ -91,7 +97,7 @@ def init_state(
 ) -> SearchState:
   """Returns the state before the first step."""
   # Compiled whole: else each shape of a parameter is a program of its own.
-  weight_opt = jax.jit(make_weight_tx(s).init)(params)
+  weight_opt = jax.jit(optax.chain(*make_weight_tx(s)).init)(params)
   alpha_opt = jax.jit(make_alpha_tx(s).init)(alphas)
   return SearchState(
     jnp.zeros((), jnp.int32), params, alphas, weight_opt, alpha_opt
@@ -116,26 +122,57 @@ def make_loss(supernet: Any, loss: str) -> Callable[..., Any]:
   return loss_fn
 
 
-def keep_unsampled(new: Any, old: Any, sampled: Any) -> Any:
-  """Returns `new` with `old` values wherever an operator was not sampled.
+def update_sampled(
+  tx: optax.GradientTransformation,
+  grads: Any,
+  opt: Any,
+  params: Any,
+  sampled: Any,
+) -> tuple[Any, Any]:
+  """Returns (params, opt) with what was sampled updated, all else as it was.
+
+  An optimizer would move the others even with zero gradients. They are many
+  times those of the path, so that to pass over them takes time, too.
 
   Args:
-    new: A pytree with subtrees like the parameters, such as an optimizer's
-      moments; other leaves are taken as they are.
-    old: Likewise, before the update.
+    tx: An optimizer of each leaf by itself.
+    grads: Like the parameters.
+    opt: State of the optimizer: subtrees like the parameters, such as moments,
+      and what is for all leaves, such as the count of steps.
+    params: A tree of parameters.
     sampled: bool[] per leaf of the parameters.
   """
-  structure = jax.tree.structure(sampled)
+  structure = jax.tree.structure(params)
 
   def is_like_params(tree):
     return jax.tree.structure(tree) == structure
 
-  def choose(new, old):
-    if not is_like_params(new):
-      return new
-    return jax.tree.map(lambda m, a, b: jnp.where(m, a, b), sampled, new, old)
+  def map_moments(function, opt, *others):
+    def visit(part, *parts):
+      return function(part, *parts) if is_like_params(part) else part
 
-  return jax.tree.map(choose, new, old, is_leaf=is_like_params)
+    return jax.tree.map(visit, opt, *others, is_leaf=is_like_params)
+
+  def update(grad, opt, param):
+    step, opt = tx.update(grad, opt, param)
+    return optax.apply_updates(param, step), opt
+
+  def keep(grad, opt, param):
+    del grad
+    return param, opt
+
+  new = []
+  leaves = map(jax.tree.leaves, (sampled, grads, params))
+  for i, (is_sampled, grad, param) in enumerate(zip(*leaves, strict=True)):
+    own = map_moments(lambda part, i=i: jax.tree.leaves(part)[i], opt)
+    new.append(jax.lax.cond(is_sampled, update, keep, grad, own, param))
+  new_params, new_opts = zip(*new, strict=True)
+  # Of this only the count of steps is used; the compiler drops the rest.
+  _, counted = tx.update(grads, opt, params)
+  opt = map_moments(
+    lambda _, *parts: structure.unflatten(parts), counted, *new_opts
+  )
+  return structure.unflatten(new_params), opt
 
 
 def make_weight_step(
@@ -147,10 +184,10 @@ def make_weight_step(
   """Returns `(state, batch, key) -> (state, metrics)` for `parallel`.
 
   One operator per edge is sampled, runs and learns. Weights and moments of the
-  others stay as they are, bit for bit: an optimizer would move them even with
-  zero gradients. With the estimator 'mixture' all run and learn.
+  others stay as they are, bit for bit. With the estimator 'mixture' all run and
+  learn.
   """
-  tx = make_weight_tx(s)
+  clip, tx = make_weight_tx(s)
   loss_fn = make_loss(supernet, s.loss)
 
   def weight_step(state: SearchState, batch: Any, key: jax.Array):
@@ -163,15 +200,20 @@ def make_weight_step(
       state.params, gates, batch
     )
     value, grads = parallel.mean((value, grads))
-    updates, weight_opt = tx.update(grads, state.weight_opt, state.params)
-    params = optax.apply_updates(state.params, updates) | statistics
+    clip_opt, opt = state.weight_opt
+    grads, clip_opt = clip.update(grads, clip_opt)
+    sampled = jax.tree.map(lambda _: True, state.params)
     if s.estimator != 'mixture':
-      sampled = space.sampled(params, stage, gates)
-      params, weight_opt = keep_unsampled(
-        (params, weight_opt), (state.params, state.weight_opt), sampled
-      )
+      sampled = space.sampled(state.params, stage, gates)
+    params, opt = update_sampled(tx, grads, opt, state.params, sampled)
+    statistics = {
+      name: jax.tree.map(jnp.where, sampled[name], new, state.params[name])
+      for name, new in statistics.items()
+    }
     state = state.replace(
-      step=state.step + 1, params=params, weight_opt=weight_opt
+      step=state.step + 1,
+      params=params | statistics,
+      weight_opt=(clip_opt, opt),
     )
     return state, {'loss': value}
 
