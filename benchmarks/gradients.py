@@ -5,8 +5,8 @@
 Shapes are images x side x channels, as many in as out; PyTorch's maps are
 channels last. 'product' is the product of matrices that a weight gradient comes
 to, of operands that lie in memory as XLA is fastest with, for which every pixel
-would first be copied nine times: no way to write the gradient in XLA by such
-products is faster. Times are medians of interleaved runs.
+would first be copied nine times: the gradient is faster only where it takes
+fewer products (Winograd). Times are medians of interleaved runs.
 """
 
 from __future__ import annotations
