@@ -60,10 +60,14 @@ def parallel_step(step):
   return parallel.make_parallel(step, devices=jax.local_devices()[:1])
 
 
+@pytest.mark.parametrize('update', ['_update_on_cpu', '_update_elsewhere'])
 @pytest.mark.parametrize(
   ('optimizer', 'moments'), [('sgd', ('trace',)), ('adam', ('mu', 'nu'))]
 )
-def test_unsampled_weights_and_moments_stay_bit_for_bit(optimizer, moments):
+def test_unsampled_weights_and_moments_stay_bit_for_bit(
+  optimizer, moments, update, monkeypatch
+):
+  monkeypatch.setattr(bilevel, '_update_on_cpu', getattr(bilevel, update))
   c, space, supernet, state = setup(optimizer=optimizer)
   step = parallel_step(
     bilevel.make_weight_step(space, 'scale1', supernet, c.search)
@@ -94,6 +98,27 @@ def test_unsampled_weights_and_moments_stay_bit_for_bit(optimizer, moments):
         moved |= bool(mark) and bool((a != b).any())
     assert not all(marks)
   assert moved
+
+
+def test_only_processors_branch_to_update():
+  """A GPU would wait for the host at every branch."""
+  tx = optax.adam(1e-3)
+  params = {'a': jnp.ones(2), 'b': jnp.ones(3)}
+
+  @jax.jit
+  def update(sampled):
+    return bilevel.update_sampled(tx, params, tx.init(params), params, sampled)
+
+  sampled = {'a': jnp.asarray(True), 'b': jnp.asarray(False)}
+  traced = update.trace(sampled)
+  cases = {
+    name: traced.lower(lowering_platforms=(name,)).as_text().count('.case')
+    for name in ('cpu', 'cuda')
+  }
+  assert cases['cpu'] - cases['cuda'] == len(params)
+  new, opt = update(sampled)
+  assert (new['a'] != params['a']).all() and (new['b'] == params['b']).all()
+  assert opt[0].count == 1
 
 
 def moved_parts(before, after):

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 import dataclasses
+import functools
 import math
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -153,19 +154,17 @@ def update_sampled(
 
     return jax.tree.map(visit, opt, *others, is_leaf=is_like_params)
 
-  def update(grad, opt, param):
-    step, opt = tx.update(grad, opt, param)
-    return optax.apply_updates(param, step), opt
-
-  def keep(grad, opt, param):
-    del grad
-    return param, opt
-
   new = []
   leaves = map(jax.tree.leaves, (sampled, grads, params))
   for i, (is_sampled, grad, param) in enumerate(zip(*leaves, strict=True)):
     own = map_moments(lambda part, i=i: jax.tree.leaves(part)[i], opt)
-    new.append(jax.lax.cond(is_sampled, update, keep, grad, own, param))
+    new.append(
+      jax.lax.platform_dependent(
+        is_sampled, grad, own, param,
+        cpu=functools.partial(_update_on_cpu, tx),
+        default=functools.partial(_update_elsewhere, tx),
+      )
+    )  # fmt: skip
   new_params, new_opts = zip(*new, strict=True)
   # Of this only the count of steps is used; the compiler drops the rest.
   _, counted = tx.update(grads, opt, params)
@@ -173,6 +172,27 @@ def update_sampled(
     lambda _, *parts: structure.unflatten(parts), counted, *new_opts
   )
   return structure.unflatten(new_params), opt
+
+
+def _update(tx, grad, opt, param):
+  updates, opt = tx.update(grad, opt, param)
+  return optax.apply_updates(param, updates), opt
+
+
+def _update_on_cpu(tx, is_sampled, grad, opt, param):
+  """Returns (param, opt) of a leaf, updated if it was sampled."""
+  return jax.lax.cond(
+    is_sampled,
+    lambda: _update(tx, grad, opt, param),
+    lambda: (param, opt),
+  )
+
+
+def _update_elsewhere(tx, is_sampled, grad, opt, param):
+  """The same without a branch, at which a GPU would wait for the host."""
+  new = _update(tx, grad, opt, param)
+  choose = functools.partial(jnp.where, is_sampled)
+  return jax.tree.map(choose, new, (param, opt))
 
 
 def make_weight_step(
