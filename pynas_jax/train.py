@@ -123,7 +123,7 @@ def make_clip(clip_norm: float) -> optax.GradientTransformation:
 def clipped(
   tx: optax.GradientTransformation, clip_norm: float
 ) -> optax.GradientTransformation:
-  """Returns the optimizer behind a clip."""
+  """Returns the optimizer behind `make_clip(clip_norm)`."""
   return optax.chain(make_clip(clip_norm), tx)
 
 

@@ -39,8 +39,7 @@ def assert_same_function(f, g, *args):
 
 
 @pytest.mark.parametrize(
-  'weight_gradient',
-  ['images', 'strips', 'products', 'elsewhere'],
+  'weight_gradient', ['images', 'strips', 'products', 'elsewhere']
 )
 @pytest.mark.parametrize('features', [2, 4])  # Fewer than come in, and more.
 @pytest.mark.parametrize(

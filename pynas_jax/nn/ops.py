@@ -6,7 +6,8 @@ no batch norm), except `conv_3x3_x2`, DMPHN's conv-ReLU-conv.
 
 XLA:CPU runs the weight gradient of a convolution inside a `lax.switch` a
 hundred times slower than outside, so `conv2d` has hand-written gradients that
-are plain convolutions again; depthwise convolutions are shifted multiply-adds.
+are plain convolutions or products again; depthwise convolutions are shifted
+multiply-adds.
 """
 
 from __future__ import annotations
@@ -156,7 +157,9 @@ def _correlate_elsewhere(x, grad, *, pad):
 
 
 def _correlate_on_cpu(x, grad, *, pad):
-  """The same, transposed explicitly, as the fast paths of XLA:CPU ask for.
+  """The same by Winograd's products, where they gain, or transposed explicitly.
+
+  XLA:CPU has fast paths for convolutions that are.
 
   Strides, as of a dilated convolution without phases, have none.
   """
@@ -168,16 +171,15 @@ def _correlate_on_cpu(x, grad, *, pad):
     and x.dtype == jnp.float32
   ):
     return winograd.correlate(x, grad, pad=pad)
-  strips = max(1, _MIN_IMAGES // len(x))
+  strips, row_pad = max(1, _MIN_IMAGES // len(x)), pad
   while grad.shape[1] % strips:
     strips -= 1
   if strips > 1:  # Of rows, as images of their own.
     rows = grad.shape[1] // strips
-    x = jnp.pad(x, ((0, 0), (pad, pad), (0, 0), (0, 0)))
+    x, row_pad = jnp.pad(x, ((0, 0), (pad, pad), (0, 0), (0, 0))), 0
     tops = range(0, grad.shape[1], rows)
     x = jnp.concatenate([x[:, i : i + rows + reach] for i in tops])
     grad = jnp.concatenate([grad[:, i : i + rows] for i in tops])
-  row_pad = pad if strips == 1 else 0
   return lax.conv_general_dilated(
     x.transpose(3, 1, 2, 0), grad.transpose(1, 2, 0, 3), (1, 1),
     [(row_pad, row_pad), (pad, pad)], dimension_numbers=_DIMENSIONS,

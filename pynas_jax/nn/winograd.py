@@ -43,6 +43,7 @@ def _matrices(taps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return np.vstack([finite, np.eye(length)[-1]])
 
   of_pixels = np.linalg.inv(values(size)).T
+  # Its zeros are zeros again: `_combine` leaves them out.
   return of_pixels.round(12), values(_TILE), values(taps)
 
 
@@ -61,6 +62,8 @@ def correlate(x: jax.Array, grad: jax.Array, *, pad: int) -> jax.Array:
   batch, height, width, c_in = x.shape
   _, *sides, c_out = grad.shape
   taps = height + 2 * pad - sides[0] + 1
+  chex.assert_scalar_in(taps, 1, MAX_TAPS)
+  chex.assert_shape(grad, (batch, None, width + 2 * pad - taps + 1, None))
   of_pixels, of_gradients, to_taps = _matrices(taps)
   rows, columns = (-(-side // _TILE) for side in sides)  # Of tiles.
   row_bytes = 4 * batch * _TILE * width * c_in
