@@ -22,6 +22,7 @@ _TILE = 4  # Gradients, a side.
 _BAND_BYTES = 2**19  # Of pixels at a time: so much stays in the cache.
 _POINTS = (0, 1, -1, 2, -2, 1 / 2, -1 / 2)  # And infinity.
 MAX_TAPS = len(_POINTS) + 2 - _TILE
+_JAX_IS_OLD = jax.__version_info__ < (0, 11)
 
 
 def _matrices(taps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -68,62 +69,84 @@ def correlate(x: jax.Array, grad: jax.Array, *, pad: int) -> jax.Array:
   rows, columns = (-(-side // _TILE) for side in sides)  # Of tiles.
   row_bytes = 4 * batch * _TILE * width * c_in
   band_rows = min(rows, max(1, _BAND_BYTES // row_bytes))
-  bands = -(-rows // band_rows)
-  # All bands are whole; each also sees the pixels below that its taps reach.
-  ends = (_TILE * bands * band_rows, _TILE * columns)
-  x = _embed(x, [end + taps - 1 for end in ends], before=pad)
-  grad = _embed(grad, ends, before=0)
+  bands = -(-rows // band_rows)  # All of them whole.
+  x = _cut(x, bands * band_rows, columns, taps=taps, before=pad)
+  grad = _cut(grad, bands * band_rows, columns, taps=1, before=0)
+  size = len(of_pixels)
 
   def add_band(band, total):
-    step = _TILE * band_rows
-    pixels = lax.dynamic_slice_in_dim(x, band * step, step + taps - 1, axis=1)
-    gradients = lax.dynamic_slice_in_dim(grad, band * step, step, axis=1)
-    return total + lax.dot_general(
-      _transform(pixels, of_pixels, band_rows, columns),
-      _transform(gradients, of_gradients, band_rows, columns),
-      (((1,), (1,)), ((0,), (0,))),
-    )
+    factors = [
+      _transform(array, matrix, band * band_rows, band_rows, columns)
+      for array, matrix in ((x, of_pixels), (grad, of_gradients))
+    ]
+    points, tiles = (0, 1), (2, 3, 4)
+    if _JAX_IS_OLD:  # It is slow at laying out the first factor for this.
+      factors = [y.reshape(size**2, -1, y.shape[-1]) for y in factors]
+      points, tiles = (0,), (1,)
+    products = lax.dot_general(*factors, ((tiles, tiles), (points, points)))
+    return total + products.reshape(total.shape)
 
-  size = len(of_pixels)
-  total = jnp.zeros((size**2, c_in, c_out), x.dtype)
+  total = jnp.zeros((size, size, c_in, c_out), x.dtype)
   total = lax.fori_loop(0, bands, add_band, total)
-  total = total.reshape(size, size, c_in, c_out)
   total = jnp.stack(_combine(to_taps.T, total), axis=1)  # [size, k, C, D].
   return jnp.stack(_combine(to_taps.T, total)).transpose(2, 0, 1, 3)
 
 
-def _embed(x: jax.Array, sides: Sequence[int], *, before: int) -> jax.Array:
-  """Returns x with zeros around: [B, *sides, C], so many of them before."""
+def _cut(
+  x: jax.Array, rows: int, columns: int, *, taps: int, before: int
+) -> jax.Array:
+  """Returns x with zeros around, cut into rows of tiles.
+
+  Args:
+    x: [B, H, W, C].
+    rows: Of tiles.
+    columns: Of tiles.
+    taps: k, which tiles reach beyond their own pixels for.
+    before: Zeros above and left of x, pixels.
+
+  Returns:
+    [B, R, 4, 4 * columns + k - 1, C], R as many as the rows reach.
+  """
+  height = _TILE * (rows + -(-(taps - 1) // _TILE))
+  width = _TILE * columns + taps - 1
   pads = [
     (before, side - before - own)
-    for side, own in zip(sides, x.shape[1:3], strict=True)
+    for side, own in zip((height, width), x.shape[1:3], strict=True)
   ]
-  return jnp.pad(x, [(0, 0), *pads, (0, 0)])
+  x = jnp.pad(x, [(0, 0), *pads, (0, 0)])
+  return x.reshape(len(x), -1, _TILE, *x.shape[2:])
 
 
 def _transform(
-  x: jax.Array, matrix: np.ndarray, rows: int, columns: int
+  x: jax.Array, matrix: np.ndarray, first: jax.Array, rows: int, columns: int
 ) -> jax.Array:
-  """Returns both sides of every tile times the matrix.
+  """Returns both sides of every tile of a band times the matrix.
 
   Args:
-    x: [B, h, w, C].
+    x: [B, R, 4, W, C], of `_cut`.
     matrix: [M, N], for tiles of N x N pixels, `_TILE` apart.
-    rows: Of tiles.
+    first: i32[], row of tiles that the band begins with.
+    rows: Of tiles in the band.
     columns: Of tiles.
 
   Returns:
-    [M * M, B * rows * columns, C], column by column.
+    [M, M, B, rows, columns, C], column by column.
   """
-  for axis, tiles in ((1, rows), (3, columns)):
-    span = _TILE * (tiles - 1) + 1
-    parts = [
-      lax.slice_in_dim(x, i, i + span, _TILE, axis)
-      for i in range(matrix.shape[1])
-    ]
-    x = jnp.stack(_combine(matrix, parts))
-    x = lax.optimization_barrier(x)  # Fused, it would be computed many times.
-  return x.reshape(len(matrix) ** 2, -1, x.shape[-1])
+  size = matrix.shape[1]
+  if _JAX_IS_OLD:  # It is slow at sums of slices whose place is not known.
+    reach = (size - 1) // _TILE
+    x = lax.dynamic_slice_in_dim(x, first, rows + reach, axis=1)
+    first = 0
+  shape = (x.shape[0], rows, 1, *x.shape[3:])
+  parts = [
+    lax.dynamic_slice(x, (0, first + i // _TILE, i % _TILE, 0, 0), shape)
+    for i in range(size)
+  ]
+  x = jnp.stack(_combine(matrix, [part[:, :, 0] for part in parts]))
+  x = lax.optimization_barrier(x)  # Fused, it would be computed many times.
+  span = _TILE * (columns - 1) + 1
+  parts = [lax.slice_in_dim(x, i, i + span, _TILE, axis=3) for i in range(size)]
+  return lax.optimization_barrier(jnp.stack(_combine(matrix, parts)))
 
 
 def _combine(matrix: np.ndarray, parts: Sequence[jax.Array]) -> list[jax.Array]:
