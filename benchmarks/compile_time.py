@@ -50,6 +50,24 @@ def _first_result(task: str, width: int) -> None:
     jax.block_until_ready(state)
 
 
+def measure_starts(task: str, width: int) -> dict[str, Any]:
+  """Returns the row of a task: two starts, in processes of their own."""
+  with tempfile.TemporaryDirectory() as folder:
+    flags = [f'--start={task}', f'--width={width}']
+    starts = [
+      measure.in_process(
+        'benchmarks.compile_time', flags, {'PYNAS_JAX_CACHE': folder}
+      )
+      for _ in range(2)
+    ]
+  first, cached = (start['start_s'] for start in starts)
+  return {
+    'task': task, 'first_s': first, 'cached_s': cached,
+    'cached_to_first': cached / first,
+    'imports_s': starts[1]['start_s'] - starts[1]['work_s'],
+  }  # fmt: skip
+
+
 def main() -> None:
   """Measures and prints."""
   began = time.perf_counter()
@@ -69,22 +87,7 @@ def main() -> None:
   tasks = args.tasks.split(',')
   if unknown := set(tasks) - set(TASKS):
     parser.error(f'--tasks has {unknown}; expected some of {list(TASKS)}')
-  rows: list[dict[str, Any]] = []
-  for task in tasks:
-    with tempfile.TemporaryDirectory() as folder:
-      flags = [f'--start={task}', f'--width={args.width}']
-      starts = [
-        measure.in_process(
-          'benchmarks.compile_time', flags, {'PYNAS_JAX_CACHE': folder}
-        )
-        for _ in range(2)
-      ]
-    first, cached = (start['start_s'] for start in starts)
-    rows.append(
-      {'task': task, 'first_s': first, 'cached_s': cached,
-       'cached_to_first': cached / first,
-       'imports_s': starts[1]['start_s'] - starts[1]['work_s']}
-    )  # fmt: skip
+  rows = (measure_starts(task, args.width) for task in tasks)
   measure.report('Starts', rows, {'width': args.width})
 
 

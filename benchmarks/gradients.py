@@ -146,9 +146,9 @@ def main() -> None:
   )  # fmt: skip
   parser.add_argument('--runs', type=int, default=9, help='timed runs')
   args = parser.parse_args()
-  rows = [
+  rows = (
     row for shape in args.shapes for row in measure_shape(shape, args.runs)
-  ]
+  )
   measure.report('A convolution 3x3', rows, {'runs': args.runs})
 
 

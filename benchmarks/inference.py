@@ -195,14 +195,14 @@ def main() -> None:
     for dtype in ('float32', 'bfloat16')
     if 'torch' in args.runtimes and measure.is_installed('torch')
   }
-  rows = [
-    row for name in args.networks
-    for row in measure_network(name, args, peaks)
-  ]  # fmt: skip
-  summary = {
+  settings = {
     'runs': args.runs, 'threads': args.threads, 'peak_gmacs_per_s': peaks
-  } | ratios(rows, peaks)  # fmt: skip
-  measure.report('One frame', rows, summary)
+  }  # fmt: skip
+  measure.report(
+    'One frame',
+    measure.of_networks(measure_network, args, peaks),
+    lambda rows: settings | ratios(rows, peaks),
+  )
 
 
 if __name__ == '__main__':

@@ -7,7 +7,7 @@ counted.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import contextlib
 import ctypes
 import gc
@@ -16,6 +16,7 @@ import json
 import math
 import os
 from pathlib import Path
+import signal
 import statistics
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from rich import console
 from rich import table
 
 MIB = 2**20
+_Summary = Mapping[str, Any]
 # JAX's names of what lets a GPU use TF32 for float32; None is its default.
 _TF32 = (None, 'default', 'high', 'tensorfloat32', 'bfloat16')
 _LIBRARIES = (
@@ -210,6 +212,14 @@ def make_networks_parser(description: str) -> argparse.ArgumentParser:
   return parser
 
 
+def of_networks(
+  function: Callable[..., Iterable[Any]], args: argparse.Namespace, *rest: Any
+) -> Iterator[Any]:
+  """Yields the rows of `function(name, args, *rest)` of all networks."""
+  for name in args.networks:
+    yield from function(name, args, *rest)
+
+
 def environment() -> dict[str, Any]:
   """Returns what figures depend on: device, settings, versions, commit."""
   import jax  # Only here: a benchmark may set JAX up before.
@@ -246,20 +256,40 @@ def _shown(value: Any) -> str:
 
 
 def report(
-  title: str, rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]
+  title: str,
+  rows: Iterable[Mapping[str, Any]],
+  summary: _Summary | Callable[[list[Any]], _Summary],
 ) -> None:
   """Prints rows as a table; then, as the last line, all as one JSON object.
 
+  An interrupt while rows are measured ends it with those that are there, and
+  with exit status 130.
+
   Args:
     title: Of the table.
-    rows: With the same keys in all.
-    summary: Ratios and settings; goes into the object beside `rows`.
+    rows: With the same keys in all; they may be measured one after the other.
+    summary: Ratios and settings, or a function that makes them of the rows; it
+      goes into the object beside `rows`.
   """
+  found: list[Mapping[str, Any]] = []
+  interrupted = False
+  # Shells let what runs in the background ignore it.
+  signal.signal(signal.SIGINT, signal.default_int_handler)
+  try:
+    found.extend(rows)
+  except KeyboardInterrupt:
+    if not found:
+      raise
+    interrupted = True
   shown = table.Table(title=title)
-  for column in rows[0]:
+  for column in found[0]:
     shown.add_column(column, justify='right')
-  for row in rows:
+  for row in found:
     shown.add_row(*(_shown(value) for value in row.values()))
   console.Console(width=None if sys.stdout.isatty() else 160).print(shown)
-  result = {'rows': list(rows), **summary, **environment()}
-  print(json.dumps(result))
+  if callable(summary):
+    summary = summary(found)
+  result = {'rows': found, **summary, **environment()}
+  print(json.dumps(result | {'interrupted': interrupted}))
+  if interrupted:
+    sys.exit(130)

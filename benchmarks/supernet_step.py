@@ -18,7 +18,7 @@ peak, with the libraries of both.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 import dataclasses
 import functools
 import json
@@ -266,9 +266,9 @@ def measure_size(
   steps: list[str],
   runs: int,
   cache: dict[str, str],
-) -> list[dict[str, Any]]:
-  """Returns the rows of one size; `cache` is the compiler's, as variables."""
-  task, rows = make_task(SIZES[size]), []
+) -> Iterator[dict[str, Any]]:
+  """Yields the rows of one size; `cache` is the compiler's, as variables."""
+  task = make_task(SIZES[size])
   for step in steps:
     made = {v: make_run(task, v, step) for v in variants}
     functions = {variant: run for variant, (run, _) in made.items()}
@@ -277,13 +277,12 @@ def measure_size(
       flags = ['--memory', size, variant, step]
       memory = measure.in_process('benchmarks.supernet_step', flags, cache)
       figures = {'compile_s': None, 'temp_mib': None} | made[variant][1]
-      rows.append(
+      yield (
         {'size': size, 'step': step, 'variant': variant}
         | {'ms': medians[variant],
            'to_static': medians[variant] / medians['static']}
         | figures | memory
       )  # fmt: skip
-  return rows
 
 
 def ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
@@ -327,9 +326,11 @@ def main() -> None:
   with measure.compilation_cache() as cache:
     options = {'variants': variants, 'steps': chosen['steps']}
     options |= {'runs': args.runs, 'cache': cache}
-    rows = [row for s in chosen['sizes'] for row in measure_size(s, **options)]
-  summary = {'runs': args.runs} | ratios(rows)
-  measure.report('Steps of a supernet', rows, summary)
+    measure.report(
+      'Steps of a supernet',
+      (row for s in chosen['sizes'] for row in measure_size(s, **options)),
+      lambda rows: {'runs': args.runs} | ratios(rows),
+    )
 
 
 if __name__ == '__main__':

@@ -124,6 +124,15 @@ def measure_network(
   ]  # fmt: skip
 
 
+def ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
+  """Returns our step's time over PyTorch's, by network."""
+  return {
+    f'{row["network"]}_to_torch': row['to_torch']
+    for row in rows
+    if row['step'] == 'jit' and row['to_torch']
+  }
+
+
 def main() -> None:
   """Measures and prints."""
   parser = measure.make_networks_parser(__doc__)
@@ -138,15 +147,12 @@ def main() -> None:
   # Before JAX is loaded; it concerns processors alone.
   flags = [os.environ.get('XLA_FLAGS', ''), f'{_VIRTUAL}={max(args.devices)}']
   os.environ['XLA_FLAGS'] = ' '.join(flags).strip()
-  rows = [
-    row for name in args.networks
-    for row in measure_network(name, args)
-  ]  # fmt: skip
-  summary = {'runs': args.runs, 'crop': args.crop, 'batch': args.batch}
-  for row in rows:
-    if row['step'] == 'jit' and row['to_torch']:
-      summary[f'{row["network"]}_to_torch'] = row['to_torch']
-  measure.report('A training step', rows, summary)
+  settings = {'runs': args.runs, 'crop': args.crop, 'batch': args.batch}
+  measure.report(
+    'A training step',
+    measure.of_networks(measure_network, args),
+    lambda rows: settings | ratios(rows),
+  )
 
 
 if __name__ == '__main__':

@@ -106,6 +106,24 @@ def test_missing_runtimes_are_rows_that_say_so(monkeypatch, capsys):
       assert row['share_of_peak'] == pytest.approx(rate / peak)
 
 
+def test_what_was_measured_before_an_interrupt_is_reported(capsys):
+  def measure_rows(count):
+    yield from [{'ms': 1.0}] * count
+    raise KeyboardInterrupt
+
+  def count_rows(rows):
+    return {'count': len(rows)}
+
+  with pytest.raises(SystemExit, match='130'):
+    measure.report('Some', measure_rows(2), count_rows)
+  result = json.loads(capsys.readouterr().out.splitlines()[-1])
+  assert result['rows'] == [{'ms': 1.0}] * 2
+  assert result['count'] == 2
+  assert result['interrupted']
+  with pytest.raises(KeyboardInterrupt):
+    measure.report('None', measure_rows(0), count_rows)
+
+
 def test_psnr_of_rounding():
   assert measure.psnr_db(np.zeros(4), np.ones(4)) == 0
 

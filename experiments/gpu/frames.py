@@ -238,14 +238,11 @@ def main() -> None:
   kind = jax.devices()[0].device_kind
   measured = measured_peaks(args.peak_size)
   source, peaks = find_peaks(kind, measured)
-  rows = [
-    row for name in args.networks
-    for row in measure_network(name, args, peaks)
-  ]  # fmt: skip
   summary = {
     'runs': args.runs, 'peaks': peaks, 'peaks_from': source,
     'measured_peaks': measured,
   }  # fmt: skip
+  rows = measure.of_networks(measure_network, args, peaks)
   measure.report('One frame on the device', rows, summary)
 
 
