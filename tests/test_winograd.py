@@ -9,14 +9,18 @@ from pynas_jax.nn import ops
 from pynas_jax.nn import winograd
 
 
+@pytest.mark.parametrize('jax_is_old', [False, True])
 @pytest.mark.parametrize('taps', range(1, winograd.MAX_TAPS + 1))
 @pytest.mark.parametrize('band_bytes', [1, 6000, 2**30])
 @pytest.mark.parametrize(
   ('shape', 'pad'),
   [((2, 8, 8, 4), 1), ((1, 29, 14, 3), 2), ((3, 5, 6, 2), 0)],
 )
-def test_correlation_is_the_sum(taps, band_bytes, shape, pad, monkeypatch):
+def test_correlation_is_the_sum(
+  taps, band_bytes, shape, pad, jax_is_old, monkeypatch
+):
   """In bands of one row of tiles, of some, whole or not, and of all."""
+  monkeypatch.setattr(winograd, '_JAX_IS_OLD', jax_is_old)
   monkeypatch.setattr(winograd, '_BAND_BYTES', band_bytes)
   images, height, width, channels = shape
   sides = (height + 2 * pad - taps + 1, width + 2 * pad - taps + 1)

@@ -8,7 +8,7 @@
 # writes OUT/PART.json (device, versions, commit and rows), and what it says goes
 # to OUT/log.txt; a part that fails does not keep the others from running, but
 # the exit status is 1. All of them together end after LIMIT seconds, if it is
-# set.
+# set, and some 40 more in which the last one writes what it has.
 # --dry-run turns every part at a tiny size on the CPU, to see that it runs.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
