@@ -319,6 +319,8 @@ def main() -> None:
     chosen[name] = getattr(args, name).split(',')
     if unknown := set(chosen[name]) - set(known):
       parser.error(f'--{name} has {unknown}; expected some of {list(known)}')
+  if missing := {'sampled', 'static'} - set(chosen['variants']):
+    parser.error(f'--variants lacks {missing}, which others are compared with')
   variants = [
     v for v in chosen['variants']
     if v != 'torch' or measure.is_installed('torch')

@@ -85,8 +85,9 @@ def test_tests_are_collected_without_pytorch():
   assert 'benchmarks/peers.py' not in found.stdout
 
 
-def test_variants_that_do_not_exist_are_refused(monkeypatch):
-  monkeypatch.setattr(sys, 'argv', ['', '--variants=sampled,fast'])
+@pytest.mark.parametrize('variants', ['sampled,static,fast', 'sampled,torch'])
+def test_variants_that_cannot_be_compared_are_refused(variants, monkeypatch):
+  monkeypatch.setattr(sys, 'argv', ['', f'--variants={variants}'])
   with pytest.raises(SystemExit, match='2'):
     supernet_step.main()
 
