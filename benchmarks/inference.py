@@ -20,6 +20,7 @@ import importlib
 import statistics
 from typing import Any
 
+import jax
 import numpy as np
 
 from benchmarks import measure
@@ -29,8 +30,8 @@ from pynas_jax.deploy.backends import Network
 from pynas_jax.spaces import space_of
 
 RUNTIMES = (
-  ('xla', 'float32'), ('xla', 'bfloat16'), ('torch', 'float32'),
-  ('torch', 'bfloat16'), ('torch.compile', 'float32'),
+  ('xla', 'float32'), ('xla', 'bfloat16'), ('jax.jit', 'float32'),
+  ('torch', 'float32'), ('torch', 'bfloat16'), ('torch.compile', 'float32'),
   ('torch.compile', 'bfloat16'), ('onnxruntime', 'float32'),
   ('openvino', 'float32'), ('openvino', 'bfloat16'), ('openvino', 'int8'),
 )  # fmt: skip
@@ -66,6 +67,9 @@ def make_restore(
   runtime: str, network: Network, frame: np.ndarray, *, threads: int
 ) -> _Restore:
   """Returns a runtime's function of frames like this one."""
+  if runtime == 'jax.jit':  # XLA without `compiling`.
+    restore = jax.jit(backends.make_restore(network.genotype))
+    return lambda batch: np.asarray(restore(network.params, batch))
   if runtime.startswith('torch'):
     return make_torch(
       network, dtype=network.dtype, compiled='compile' in runtime,

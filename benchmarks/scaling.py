@@ -20,6 +20,7 @@ import jax.numpy as jnp
 
 from benchmarks import measure
 from benchmarks import supernet_step
+from pynas_jax import compiling
 from pynas_jax import config as config_lib
 from pynas_jax.genotype import PyramidGenotype
 from pynas_jax.genotype import ScaleGenotype
@@ -56,7 +57,9 @@ def measure_frames(
     network = PyNAS.network(genotype)
     params = {'params': base.init_params(jax.random.key(0), network)}
     frame = jnp.full((1, side, side, 3), 0.5)
-    compiled = jax.jit(network.apply).lower(params, frame).compile()
+    compiled = compiling.compile_forward(
+      jax.jit(network.apply), params, frame
+    )
     memory = compiled.memory_analysis()
     temps[name] = memory.temp_size_in_bytes / measure.MIB
     functions[name] = functools.partial(

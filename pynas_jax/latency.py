@@ -24,6 +24,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from pynas_jax import compiling
 from pynas_jax import logbook
 from pynas_jax import parallel
 from pynas_jax.genotype import Genotype
@@ -46,17 +47,17 @@ def measure_ms(layer: Layer, dtype: str = 'float32') -> float:
     lambda leaf: jnp.full(leaf.shape, 1e-2, leaf.dtype),
     jax.eval_shape(module.init, jax.random.key(0), x),
   )
-  return _time_ms(module.apply, params, x)
+  return _time_ms(module.apply, params, x, dtype=dtype)
 
 
-def _time_ms(function: Callable[..., Any], *args: Any) -> float:
+def _time_ms(function: Callable[..., Any], *args: Any, dtype: str) -> float:
   """Returns the least time of compiled calls, each waited for, ms.
 
   What else a machine does only ever adds to a time. An accelerator is given
   some calls at once, as launching one may take longer than it does.
   """
   calls = 1 if parallel.device().platform == 'cpu' else LAUNCHED
-  run = jax.jit(function).lower(*args).compile()
+  run = compiling.compile_forward(jax.jit(function), *args, dtype=dtype)
   jax.block_until_ready(run(*args))  # Warm-up.
   times_ms, first = [], time.perf_counter()
   while len(times_ms) < RUNS or time.perf_counter() < first + SECONDS:
@@ -91,6 +92,7 @@ class LatencyTable:
     self._path, self._dtype = path, dtype
     self._key = f'{device.platform} {device.device_kind} {dtype} jax '
     self._key += jax.__version__
+    self._key += ', oneDNN' if compiling.has_onednn(dtype) else ''
     self._tables: dict[str, dict[str, float]] = {}
     if path.exists():
       with contextlib.suppress(ValueError):  # Damaged, it is measured anew.
@@ -178,7 +180,7 @@ def measure_network_ms(
   params = base.init_params(jax.random.key(0), network)
   frame = jnp.full((1, height, width, 3), 0.5, jnp.float32)
   apply = functools.partial(base.apply, network)
-  return _time_ms(apply, params, frame)
+  return _time_ms(apply, params, frame, dtype=dtype)
 
 
 def validate(

@@ -18,6 +18,7 @@ PACKAGE = pathlib.Path(__file__).resolve().parents[1] / 'pynas_jax'
 # A module imports only modules above it. Names are relative to the package.
 ORDER = (
   'genotype', 'config', 'metrics', 'losses', 'resize', 'parallel',
+  'compiling',
   'nn', 'nn.canvas', 'nn.quantization', 'nn.patches', 'nn.winograd', 'nn.ops',
   'nn.gates', 'nn.mixed', 'nn.blocks', 'nn.layers',
   'spaces.base', 'spaces.pynas', 'spaces.hinas_paths', 'spaces.hinas_modules',

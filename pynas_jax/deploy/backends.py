@@ -34,6 +34,7 @@ import numpy as np
 from PIL import Image
 
 from pynas_jax import caching
+from pynas_jax import compiling
 from pynas_jax import parallel
 from pynas_jax.genotype import Genotype
 from pynas_jax.genotype import nearest
@@ -154,8 +155,10 @@ def _compile_xla(network: Network, restore: Callable, *args: Any) -> Callable:
   """Returns what restores the first of the arrays, which it may use up."""
   # The frame is donated: its memory becomes the output's, if as large.
   donated = (1,) if network.genotype.scale == 1 else ()
-  jitted = jax.jit(restore, donate_argnums=donated)
-  compiled = jitted.lower(network.params, *args).compile()
+  compiled = compiling.compile_forward(
+    jax.jit(restore, donate_argnums=donated), network.params, *args,
+    dtype=network.dtype,
+  )  # fmt: skip
   return lambda *args: jax.block_until_ready(compiled(network.params, *args))
 
 
