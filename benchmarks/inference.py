@@ -4,8 +4,10 @@
 
 A network is 'found', which stands for what a search finds, 'dmphn', or the
 folder of a trained one. A frame is a photograph, uint8 in and out: all runtimes
-scale, clip and round. Times are medians of interleaved frames, with the copies;
-`psnr_to_f32_db` is of the frame before rounding, to XLA's in float32.
+scale, clip and round. 'xla' is the package's restorer, 'jax.jit' the same
+function compiled as JAX does by itself (`pynas_jax.compiling`). Times are
+medians of interleaved frames, with the copies; `psnr_to_f32_db` is of the frame
+before rounding, to XLA's in float32.
 `share_of_peak` is of the multiply-adds a second that PyTorch's product of large
 matrices reaches in that type: a runtime at the peak would take
 `floor_to_torch` of PyTorch's time in bfloat16, and none can take less but by

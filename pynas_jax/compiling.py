@@ -58,6 +58,9 @@ def compile_forward(
     function: Of `jax.jit`.
     *args: As it will be called with, or their shapes and types.
     dtype: Of the arithmetic.
+
+  Returns:
+    What is called with arrays of these shapes and types.
   """
   lowered = function.lower(*args)
   if has_onednn(dtype):

@@ -94,10 +94,11 @@ def test_variants_that_cannot_be_compared_are_refused(variants, monkeypatch):
 
 def test_missing_runtimes_are_rows_that_say_so(monkeypatch, capsys):
   monkeypatch.setitem(sys.modules, 'onnxruntime', None)
-  flags = (*FOUND, '--runtimes=xla,torch,onnxruntime')
+  flags = (*FOUND, '--runtimes=xla,jax.jit,torch,onnxruntime')
   result = run('benchmarks.inference', flags, monkeypatch, capsys)
   rows = {row['runtime']: row for row in result['rows']}
   assert rows['onnxruntime']['note'] == 'not installed'
+  assert rows['jax.jit']['psnr_to_f32_db'] > 100
   assert rows['onnxruntime']['p50_ms'] is None
   assert rows['xla']['p50_ms'] > 0
   for row in result['rows']:

@@ -132,6 +132,12 @@ def test_table_measures_once_and_is_kept(tmp_path, monkeypatch):
   other = latency.LatencyTable(path, height=8, width=8, dtype='bfloat16')
   assert other.ms([a]) == 3
   assert len(json.loads(path.read_text())) == 2
+  # As are those by other convolutions.
+  had = latency.compiling.has_onednn()
+  with monkeypatch.context() as context:
+    context.setattr(latency.compiling, 'has_onednn', lambda dtype: not had)
+    assert latency.LatencyTable(path, height=8, width=8).ms([a]) == 4
+  assert latency.LatencyTable(path, height=8, width=8).ms([a]) == 1
   for text in (path.read_text()[:-9], '[]'):  # Damaged, it is measured anew.
     path.write_text(text)
     assert latency.LatencyTable(path, height=8, width=8).ms([a]) == len(calls)
