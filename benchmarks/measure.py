@@ -224,11 +224,11 @@ def environment() -> dict[str, Any]:
   """Returns what figures depend on: device, settings, versions, commit."""
   import jax  # Only here: a benchmark may set JAX up before.
 
+  from pynas_jax import parallel
   from pynas_jax.deploy import release
 
-  device = jax.devices()[0]
   return {
-    'device': f'{device.platform}: {device.device_kind}',
+    'device': parallel.device_name(),
     'cpus': len(os.sched_getaffinity(0)),
     # By name, where the tree was copied without its history.
     'commit': os.environ.get('COMMIT') or release.commit(),

@@ -13,6 +13,8 @@ import platform
 
 import jax
 
+from pynas_jax import parallel
+
 VARIABLE = 'PYNAS_JAX_CACHE'
 OFF = 'off'
 
@@ -30,16 +32,6 @@ def folder() -> Path | None:
   return home.absolute() / 'pynas_jax'
 
 
-def _machine() -> str:
-  """Returns a few digits that stand for the kind of processor."""
-  try:
-    lines = Path('/proc/cpuinfo').read_text().splitlines()
-    kind = next(s for s in lines if s.startswith(('flags', 'Features')))
-  except (OSError, StopIteration):
-    kind = platform.processor()
-  return hashlib.sha256(kind.encode()).hexdigest()[:8]
-
-
 def keep_compiled_programs() -> None:
   """Lets XLA find its programs again in the next process.
 
@@ -50,7 +42,9 @@ def keep_compiled_programs() -> None:
   if path is None or jax.config.jax_compilation_cache_dir:
     return
   # Programs of one kind of processor may crash another: a home can be shared.
-  path = path / 'xla' / f'{platform.machine()}-{_machine()}'
+  name, features = parallel.processor()
+  kind = hashlib.sha256((features or name).encode()).hexdigest()[:8]
+  path = path / 'xla' / f'{platform.machine()}-{kind}'
   try:
     path.mkdir(parents=True, exist_ok=True)
   except OSError:

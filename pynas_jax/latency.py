@@ -88,10 +88,8 @@ class LatencyTable:
       dtype: Of the arithmetic.
     """
     self.size = {'height': height, 'width': width}
-    device = parallel.device()
     self._path, self._dtype = path, dtype
-    self._key = f'{device.platform} {device.device_kind} {dtype} jax '
-    self._key += jax.__version__
+    self._key = f'{parallel.device_name()}, {dtype}, jax {jax.__version__}'
     self._key += ', oneDNN' if compiling.has_onednn(dtype) else ''
     self._tables: dict[str, dict[str, float]] = {}
     if path.exists():

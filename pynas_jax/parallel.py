@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Callable, Sequence
+import functools
 import os
+from pathlib import Path
+import platform
 from typing import Any
 
 import jax
@@ -17,6 +20,9 @@ import jax.numpy as jnp
 
 AXIS = 'devices'
 LEAD = 4  # Steps launched and not done: a device need not wait for the next.
+_CPUINFO = Path('/proc/cpuinfo')
+# Instruction sets that decide how fast a processor multiplies, the best first.
+_FAST = ('amx_tile', 'avx512_bf16', 'avx512_vnni', 'avx512f', 'avx2', 'asimd')
 
 
 def make_parallel(
@@ -74,6 +80,32 @@ def check_devices() -> None:
 def device() -> jax.Device:
   """Returns the device that JAX uses where none is named."""
   return jnp.zeros(()).device  # By `jax.default_device`, or else the first one.
+
+
+@functools.cache
+def processor() -> tuple[str, str]:
+  """Returns the name of the processor, and what Linux says that it can do."""
+  name, features = platform.processor() or platform.machine(), ''
+  try:
+    lines = _CPUINFO.read_text().splitlines()
+  except OSError:
+    return name, features
+  of = {k.strip(): v for k, _, v in (line.partition(':') for line in lines)}
+  features = of.get('flags') or of.get('Features') or ''  # x86, or ARM.
+  return of.get('model name', name).strip(), features.strip()
+
+
+def device_name() -> str:
+  """Returns 'gpu: NVIDIA ...', or the processor and the cores that it lends."""
+  if device().platform != 'cpu':
+    return f'{device().platform}: {device().device_kind}'
+  name, features = processor()
+  fast = [word for word in _FAST if word in features.split()][:1]
+  try:
+    cores = len(os.sched_getaffinity(0))
+  except AttributeError:  # Elsewhere than on Linux.
+    cores = os.cpu_count()
+  return ', '.join([f'cpu: {name}', *fast, f'{cores} cores'])
 
 
 def mean(tree: Any) -> Any:

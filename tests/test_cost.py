@@ -138,6 +138,10 @@ def test_table_measures_once_and_is_kept(tmp_path, monkeypatch):
     context.setattr(latency.compiling, 'has_onednn', lambda dtype: not had)
     assert latency.LatencyTable(path, height=8, width=8).ms([a]) == 4
   assert latency.LatencyTable(path, height=8, width=8).ms([a]) == 1
+  # And those of another processor: a workdir can be shared.
+  with monkeypatch.context() as context:
+    context.setattr(latency.parallel, 'processor', lambda: ('another', ''))
+    assert latency.LatencyTable(path, height=8, width=8).ms([a]) == 5
   for text in (path.read_text()[:-9], '[]'):  # Damaged, it is measured anew.
     path.write_text(text)
     assert latency.LatencyTable(path, height=8, width=8).ms([a]) == len(calls)

@@ -220,3 +220,35 @@ def test_the_device_is_the_one_that_was_chosen():
   assert parallel.device() == first
   with jax.default_device(second):
     assert parallel.device() == second
+
+
+@pytest.mark.parametrize(
+  ('text', 'name', 'features'),
+  [
+    ('processor\t: 0\nmodel name\t: Chip 7\nflags\t\t: sse avx2\n\n',
+     'Chip 7', 'sse avx2'),
+    ('processor\t: 0\nFeatures\t: fp asimd\n', None, 'fp asimd'),
+    (None, None, ''),
+  ],
+)  # fmt: skip
+def test_a_processor_has_a_name_and_tells_what_it_can(
+  text, name, features, tmp_path, monkeypatch
+):
+  path = tmp_path / 'cpuinfo'
+  if text:
+    path.write_text(text)
+  monkeypatch.setattr(parallel, '_CPUINFO', path)
+  found = parallel.processor.__wrapped__()  # Not what is kept.
+  assert found[1] == features and found[0]
+  assert name in (None, found[0])
+
+
+def test_a_device_s_name_tells_processors_apart(monkeypatch):
+  for features, told in (
+    ('sse avx2', 'cpu: Chip, avx2, '),
+    ('avx2 avx512f', 'cpu: Chip, avx512f, '),
+    ('', 'cpu: Chip, '),
+  ):
+    monkeypatch.setattr(parallel, 'processor', lambda: ('Chip', features))  # noqa: B023
+    assert parallel.device_name().startswith(told)
+    assert parallel.device_name().endswith(' cores')

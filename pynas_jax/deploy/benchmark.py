@@ -6,9 +6,7 @@ are probably those of launching the work, not of finishing it).
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-import platform
 import time
 from typing import Any
 
@@ -79,27 +77,12 @@ def time_restorer(
     'real_time': to_device + float(p50) + to_host <= config.REAL_TIME_MS,
     'memory_mib': peak - memory if peak and memory else None,
     'backend': restorer.backend,
-    'device': _device_name(device),
+    'device': parallel.device_name(),
     'dtype': restorer.dtype,
     'runs': runs,
     'height': height,
     'width': width,
   }
-
-
-def _device_name(device: jax.Device) -> str:
-  """Returns 'gpu: NVIDIA ...', or the processor and the cores that it lends."""
-  if device.platform != 'cpu':
-    return f'{device.platform}: {device.device_kind}'
-  name, cores = platform.processor() or platform.machine(), os.cpu_count()
-  try:  # Linux.
-    cores = len(os.sched_getaffinity(0))
-    lines = Path('/proc/cpuinfo').read_text().splitlines()
-    table = dict(line.split(':', 1) for line in lines if ':' in line)
-    name = next(v for k, v in table.items() if k.startswith('model name'))
-  except (OSError, AttributeError, StopIteration):
-    pass
-  return f'cpu: {name.strip()}, {cores} cores'
 
 
 def _memory_mib(device: jax.Device, *, reset: bool = False) -> float | None:
