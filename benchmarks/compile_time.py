@@ -72,7 +72,7 @@ def main() -> None:
   """Measures and prints."""
   began = time.perf_counter()
   parser = measure.make_parser(__doc__)
-  parser.add_argument('--tasks', default=','.join(TASKS))
+  measure.add_names(parser, '--tasks', TASKS)
   parser.add_argument('--width', type=int, default=16, help='channels')
   parser.add_argument('--start', choices=TASKS, help=argparse.SUPPRESS)
   args = parser.parse_args()
@@ -84,10 +84,7 @@ def main() -> None:
     now = time.perf_counter()
     print(json.dumps({'start_s': now - began, 'work_s': now - imported}))
     return
-  tasks = args.tasks.split(',')
-  if unknown := set(tasks) - set(TASKS):
-    parser.error(f'--tasks has {unknown}; expected some of {list(TASKS)}')
-  rows = (measure_starts(task, args.width) for task in tasks)
+  rows = (measure_starts(task, args.width) for task in args.tasks)
   measure.report('Starts', rows, {'width': args.width})
 
 

@@ -76,7 +76,7 @@ def measure_steps(config, batch, runs: int) -> dict[str, float]:
 def main() -> None:
   """Measures and prints."""
   parser = measure.make_parser(__doc__)
-  parser.add_argument('--sharing', default='on,off', help='on, off or both')
+  measure.add_names(parser, '--sharing', ('on', 'off'))
   parser.add_argument('--layers', type=int, default=3)
   parser.add_argument('--nodes', type=int, default=4)
   parser.add_argument('--width', type=int, default=20, help='channels')
@@ -92,7 +92,7 @@ def main() -> None:
   pixels = np.random.default_rng(0).random(shape, np.float32)
   batch = {name: jnp.asarray(pixels) for name in ('blurred', 'sharp')}
   rows, summary = [], vars(args)
-  for sharing in args.sharing.split(','):
+  for sharing in args.sharing:
     config.hinas.share_cells = sharing == 'on'
     row = {'cells_shared': sharing, **measure_steps(config, batch, args.runs)}
     if args.runs:

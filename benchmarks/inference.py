@@ -119,9 +119,12 @@ def measure_network(
   photo = backends.photograph(args.height, args.width)
   frame = np.rint(255 * photo).astype(np.uint8)
   restores, notes, psnrs, exact = {}, {}, {}, None
-  for runtime, dtype in RUNTIMES:
-    if runtime not in args.runtimes:
-      continue
+  asked = [
+    (runtime, dtype)
+    for runtime, dtype in RUNTIMES
+    if runtime in args.runtimes and dtype in args.dtypes
+  ]
+  for runtime, dtype in asked:
     network = Network(genotype, params, dtype)
     make = lambda like: make_restore(  # noqa: E731
       runtime, network, like, threads=args.threads  # noqa: B023
@@ -138,9 +141,7 @@ def measure_network(
   functions = {k: lambda f=f: f(frame) for k, f in restores.items()}
   times = measure.times_ms(functions, runs=args.runs)
   rows = []
-  for runtime, dtype in RUNTIMES:
-    if runtime not in args.runtimes:
-      continue
+  for runtime, dtype in asked:
     key = runtime, dtype
     p50_ms = statistics.median(times[key]) if key in times else None
     peak = peaks.get(dtype)
@@ -186,20 +187,20 @@ def ratios(
 def main() -> None:
   """Measures and prints."""
   parser = measure.make_networks_parser(__doc__)
-  every = ','.join(dict.fromkeys(runtime for runtime, _ in RUNTIMES))
-  parser.add_argument('--runtimes', default=every, help='with xla')
+  runtimes, dtypes = zip(*RUNTIMES, strict=True)
+  measure.add_names(parser, '--runtimes', runtimes, help='with xla')
+  measure.add_names(parser, '--dtypes', dtypes, help='with float32')
   parser.add_argument('--height', type=int, default=720, help='pixels')
   parser.add_argument('--width', type=int, default=1280, help='pixels')
   parser.add_argument('--runs', type=int, default=5, help='timed frames')
   parser.add_argument('--threads', type=int, default=2, help='of PyTorch')
   args = parser.parse_args()
-  args.runtimes = args.runtimes.split(',')
-  if unknown := set(args.runtimes) - set(every.split(',')):
-    parser.error(f'--runtimes has {unknown}; expected some of {every}')
   peaks = {
     dtype: peak_gmacs(dtype, threads=args.threads)
     for dtype in ('float32', 'bfloat16')
-    if 'torch' in args.runtimes and measure.is_installed('torch')
+    if dtype in args.dtypes
+    and 'torch' in args.runtimes
+    and measure.is_installed('torch')
   }
   settings = {
     'runs': args.runs, 'threads': args.threads, 'peak_gmacs_per_s': peaks

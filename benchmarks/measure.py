@@ -202,6 +202,29 @@ def make_parser(description: str) -> argparse.ArgumentParser:
   )
 
 
+def add_names(
+  parser: argparse.ArgumentParser, flag: str, known: Iterable[str], **options
+) -> None:
+  """Adds a flag of names with commas between, by default all.
+
+  Args:
+    parser: Of the flags.
+    flag: '--flag'.
+    known: Others are refused.
+    **options: Of `add_argument`.
+  """
+  known = list(dict.fromkeys(known))
+
+  def read(text: str) -> list[str]:
+    names = text.split(',')
+    if unknown := set(names) - set(known):
+      raise argparse.ArgumentTypeError(f'{unknown}; expected some of {known}')
+    return names
+
+  options = {'default': ','.join(known), 'help': ', '.join(known)} | options
+  parser.add_argument(flag, type=read, **options)
+
+
 def make_networks_parser(description: str) -> argparse.ArgumentParser:
   """Returns `make_parser` with the flag of which networks to measure."""
   parser = make_parser(description)

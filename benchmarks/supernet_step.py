@@ -301,36 +301,27 @@ def ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
 def main() -> None:
   """Measures and prints."""
   parser = measure.make_parser(__doc__)
-  parser.add_argument('--sizes', default='demo,paper', help=', '.join(SIZES))
-  parser.add_argument(
-    '--variants', default=','.join(VARIANTS), help='sampled, static and others'
-  )
-  parser.add_argument('--steps', default=','.join(STEPS))
+  measure.add_names(parser, '--sizes', SIZES, default='demo,paper')
+  measure.add_names(parser, '--variants', VARIANTS)
+  measure.add_names(parser, '--steps', STEPS)
   parser.add_argument('--runs', type=int, default=7, help='timed runs')
   parser.add_argument('--memory', nargs=3, help=argparse.SUPPRESS)
   args = parser.parse_args()
   if args.memory:
     print(json.dumps(measure_memory(*args.memory)))
     return
-  chosen = {}
-  for name, known in (
-    ('sizes', SIZES), ('variants', VARIANTS), ('steps', STEPS)
-  ):  # fmt: skip
-    chosen[name] = getattr(args, name).split(',')
-    if unknown := set(chosen[name]) - set(known):
-      parser.error(f'--{name} has {unknown}; expected some of {list(known)}')
-  if missing := {'sampled', 'static'} - set(chosen['variants']):
+  if missing := {'sampled', 'static'} - set(args.variants):
     parser.error(f'--variants lacks {missing}, which others are compared with')
   variants = [
-    v for v in chosen['variants']
+    v for v in args.variants
     if v != 'torch' or measure.is_installed('torch')
   ]  # fmt: skip
   with measure.compilation_cache() as cache:
-    options = {'variants': variants, 'steps': chosen['steps']}
+    options = {'variants': variants, 'steps': args.steps}
     options |= {'runs': args.runs, 'cache': cache}
     measure.report(
       'Steps of a supernet',
-      (row for s in chosen['sizes'] for row in measure_size(s, **options)),
+      (row for s in args.sizes for row in measure_size(s, **options)),
       lambda rows: {'runs': args.runs} | ratios(rows),
     )
 

@@ -125,11 +125,11 @@ def measure_network(
 
 
 def ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
-  """Returns our step's time over PyTorch's, by network."""
+  """Returns the time of a step of training over PyTorch's, by network."""
   return {
     f'{row["network"]}_to_torch': row['to_torch']
     for row in rows
-    if row['step'] == 'jit' and row['to_torch']
+    if row['step'] == 'pmap, 1 devices' and row['to_torch']
   }
 
 

@@ -14,6 +14,7 @@ import pytest
 from benchmarks import inference
 from benchmarks import measure
 from benchmarks import supernet_step
+from benchmarks import train_step
 from experiments.gpu import frames
 from pynas_jax.nn.layers import Layer
 
@@ -85,11 +86,26 @@ def test_tests_are_collected_without_pytorch():
   assert 'benchmarks/peers.py' not in found.stdout
 
 
-@pytest.mark.parametrize('variants', ['sampled,static,fast', 'sampled,torch'])
-def test_variants_that_cannot_be_compared_are_refused(variants, monkeypatch):
-  monkeypatch.setattr(sys, 'argv', ['', f'--variants={variants}'])
+@pytest.mark.parametrize(
+  ('flag', 'reason'),
+  [
+    ('--variants=sampled,static,fast', "{'fast'}; expected some of"),
+    ('--variants=sampled,torch', "lacks {'static'}"),
+  ],
+)
+def test_variants_that_cannot_be_compared_are_refused(
+  flag, reason, monkeypatch, capsys
+):
+  monkeypatch.setattr(sys, 'argv', ['', flag])
   with pytest.raises(SystemExit, match='2'):
     supernet_step.main()
+  assert reason in capsys.readouterr().err
+
+
+def test_types_that_are_not_asked_for_have_no_rows(monkeypatch, capsys):
+  flags = (*FOUND, '--runtimes=xla', '--dtypes=float32')
+  result = run('benchmarks.inference', flags, monkeypatch, capsys)
+  assert [row['dtype'] for row in result['rows']] == ['float32']
 
 
 def test_missing_runtimes_are_rows_that_say_so(monkeypatch, capsys):
@@ -142,6 +158,14 @@ def test_ratios_are_to_pytorch_and_the_peak_is_of_bfloat16():
     'a_xla_to_torch': 0.5, 'a_best_exported_to_torch': 0.3,
     'a_floor_to_torch': 0.25,
   }  # fmt: skip
+
+
+def test_the_step_of_training_is_the_one_that_is_compared():
+  rows = [
+    {'network': 'a', 'step': step, 'to_torch': ratio}
+    for step, ratio in (('jit', 1.2), ('pmap, 1 devices', 1.1), ('torch', 1.0))
+  ]
+  assert train_step.ratios(rows) == {'a_to_torch': 1.1}
 
 
 def test_bytes_between_convolutions_count():
