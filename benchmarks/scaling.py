@@ -57,7 +57,7 @@ def measure_frames(
     network = PyNAS.network(genotype)
     params = {'params': base.init_params(jax.random.key(0), network)}
     frame = jnp.full((1, side, side, 3), 0.5)
-    compiled = compiling.compile_forward(
+    compiled = compiling.compile_program(
       jax.jit(network.apply), params, frame
     )
     memory = compiled.memory_analysis()

@@ -9,10 +9,11 @@
 - `one-hot`: all operators, times the sampled gates.
 - `torch`: a PyTorch supernet that runs only the sampled operators.
 
-The alpha step is that of the gates' gradient ('one_path'). Rows are of one size
-and step; `temp_mib` is what XLA allots for temporaries, `step_mib` what
-the memory of a process of its own rises by in two steps, `process_mib` its
-peak, with the libraries of both.
+All are compiled as in long searches (`pynas_jax.compiling`). The alpha step is
+that of the gates' gradient ('one_path'). Rows are of one size and step;
+`temp_mib` is what XLA allots for temporaries, `step_mib` what the memory of a
+process of its own rises by in two steps, `process_mib` its peak, with the
+libraries of both.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ import numpy as np
 import optax
 
 from benchmarks import measure
+from pynas_jax import compiling
 from pynas_jax import config as config_lib
 from pynas_jax import parallel
 from pynas_jax import train as train_lib
@@ -185,25 +187,19 @@ def make_ours(
   """Returns a function that does a step and waits, and what it compiled to."""
   mapped, state = make_step(task, variant, step)
   began = time.perf_counter()
-  compiled = mapped.lower(state, task.batch, KEY).compile()
+  compiled = compiling.compile_program(mapped, state, task.batch, KEY)
   figures = {
     'compile_s': time.perf_counter() - began,
     'temp_mib': compiled.memory_analysis().temp_size_in_bytes / measure.MIB,
   }
-  return steps_of(mapped, state, task.batch), figures
-
-
-def steps_of(
-  mapped: Callable[..., Any], state: Any, batch: Any
-) -> Callable[[], None]:
-  """Returns a function that does the next step, and waits."""
+  step_fn = compiled if compiling.has_onednn() else mapped  # As a search does.
   states = [state]  # Each is donated to the next step.
 
   def run() -> None:
-    new, _ = mapped(states.pop(), batch, KEY)
+    new, _ = step_fn(states.pop(), task.batch, KEY)
     states.append(jax.block_until_ready(new))
 
-  return run
+  return run, figures
 
 
 def make_torch(task: Task, step: str) -> Callable[[], None]:

@@ -3,9 +3,10 @@
   python -m benchmarks.train_step [--networks=found,dmphn] [--devices=1,2,4]
 
 The batch is shared out over virtual devices of the same processor, so that what
-is lost is what sharing costs; 'jit' is the step without `pmap`. Adam and the
-clip of the gradient are the same in PyTorch. Times are medians of interleaved
-steps.
+is lost is what sharing costs; 'jit' is the step without `pmap`, compiled as in
+short trainings, the others are as in long ones (`pynas_jax.compiling`). Adam
+and the clip of the gradient are the same in PyTorch. Times are medians of
+interleaved steps.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ def make_ours(
   import jax
   import optax
 
+  from pynas_jax import compiling
   from pynas_jax import parallel
   from pynas_jax import train as train_lib
   from pynas_jax.spaces import space_of
@@ -39,7 +41,10 @@ def make_ours(
 
   def make(devices: int) -> Callable[[], None]:
     if devices:
-      run = parallel.make_parallel(step, devices=jax.local_devices()[:devices])
+      run = parallel.make_parallel(
+        step, devices=jax.local_devices()[:devices],
+        compile_program=compiling.of_steps(compiling.MANY_STEPS),
+      )  # fmt: skip
     else:
       # `vmap` gives the step the axis that it averages over.
       mapped = jax.vmap(

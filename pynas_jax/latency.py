@@ -57,7 +57,7 @@ def _time_ms(function: Callable[..., Any], *args: Any, dtype: str) -> float:
   some calls at once, as launching one may take longer than it does.
   """
   calls = 1 if parallel.device().platform == 'cpu' else LAUNCHED
-  run = compiling.compile_forward(jax.jit(function), *args, dtype=dtype)
+  run = compiling.compile_program(jax.jit(function), *args, dtype=dtype)
   jax.block_until_ready(run(*args))  # Warm-up.
   times_ms, first = [], time.perf_counter()
   while len(times_ms) < RUNS or time.perf_counter() < first + SECONDS:

@@ -26,7 +26,10 @@ _FAST = ('amx_tile', 'avx512_bf16', 'avx512_vnni', 'avx512f', 'avx2', 'asimd')
 
 
 def make_parallel(
-  step: Callable[..., Any], *, devices: Sequence[jax.Device] | None = None
+  step: Callable[..., Any],
+  *,
+  devices: Sequence[jax.Device] | None = None,
+  compile_program: Callable[..., Callable[..., Any]] | None = None,
 ) -> Callable[..., Any]:
   """Returns `step(state, batch, key)` on all local devices.
 
@@ -36,6 +39,8 @@ def make_parallel(
   Args:
     step: `(state, batch, key) -> (state, metrics)`; uses `mean`.
     devices: Local devices, all by default.
+    compile_program: Makes of the mapped step and its first arguments what is
+      called with such; None leaves that to JAX.
   """
   devices = list(devices or jax.local_devices())
   mapped = jax.pmap(
@@ -47,7 +52,10 @@ def make_parallel(
     jax.sharding.Mesh(devices, (AXIS,)), jax.sharding.PartitionSpec()
   )
 
+  program = mapped if compile_program is None else None
+
   def run(state, batch, key):
+    nonlocal program
     # A first state lies elsewhere than those that come back, and the step would
     # be compiled for both. It is copied: its donation is no caller's loss.
     if any(
@@ -55,7 +63,10 @@ def make_parallel(
       for leaf in jax.tree.leaves(state)[:1]
     ):
       state = jax.device_put(jax.tree.map(jnp.copy, state), everywhere)
-    return mapped(state, shard(batch, len(devices)), key)
+    args = state, shard(batch, len(devices)), key
+    if program is None:
+      program = compile_program(mapped, *args)
+    return program(*args)
 
   return run
 

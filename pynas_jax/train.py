@@ -19,6 +19,7 @@ import ml_collections
 import optax
 from optax import contrib
 
+from pynas_jax import compiling
 from pynas_jax import config as config_lib
 from pynas_jax import interruption
 from pynas_jax import losses
@@ -239,7 +240,8 @@ def train(
   tx = make_tx(t, num_steps)
   state = init_state(base.inherit(fresh, params), tx, ema_decay=t.ema_decay)
   step_fn = parallel.make_parallel(
-    make_train_step(network, tx, loss=t.loss, ema_decay=t.ema_decay)
+    make_train_step(network, tx, loss=t.loss, ema_decay=t.ema_decay),
+    compile_program=compiling.of_steps(num_steps, t.dtype),
   )
   score = make_score(network)
   batches = pipeline.make_train_iterator(

@@ -34,13 +34,13 @@ def arrays(dtype='float32'):
 
 @needs_onednn
 def test_convolutions_are_those_of_onednn():
-  compiled = compiling.compile_forward(convolve, *arrays())
+  compiled = compiling.compile_program(convolve, *arrays())
   assert '__onednn' in compiled.as_text()
 
 
 def test_bfloat16_is_left_to_xla():
   args = arrays('bfloat16')
-  compiled = compiling.compile_forward(convolve, *args, dtype='bfloat16')
+  compiled = compiling.compile_program(convolve, *args, dtype='bfloat16')
   assert '__onednn' not in compiled.as_text()
 
 
@@ -48,13 +48,23 @@ def test_bfloat16_is_left_to_xla():
 def test_flag_of_the_user_is_left_alone(monkeypatch):
   flag = '--xla_cpu_experimental_onednn_custom_call=false'
   monkeypatch.setenv('XLA_FLAGS', f'{os.environ["XLA_FLAGS"]} {flag}')
-  compiled = compiling.compile_forward(convolve, *arrays())
+  compiled = compiling.compile_program(convolve, *arrays())
   assert '__onednn' not in compiled.as_text()
+
+
+def test_steps_have_them_in_long_runs_alone(monkeypatch):
+  assert compiling.of_steps(10) is None
+  assert compiling.of_steps(10**6, 'bfloat16') is None
+  assert bool(compiling.of_steps(10**6)) == compiling.has_onednn()
+  monkeypatch.setattr(compiling, 'has_onednn', lambda dtype: True)
+  args = arrays()
+  step = compiling.of_steps(10**6)(convolve, *args)
+  np.testing.assert_allclose(step(*args), convolve(*args), rtol=1e-5)
 
 
 def test_results_are_those_of_xla():
   args = arrays()
-  restored = compiling.compile_forward(convolve, *args)(*args)
+  restored = compiling.compile_program(convolve, *args)(*args)
   np.testing.assert_allclose(restored, convolve(*args), rtol=1e-5)
 
 
@@ -62,7 +72,7 @@ def test_results_are_those_of_xla():
 def test_without_the_option_xla_compiles_as_it_does(monkeypatch):
   monkeypatch.setattr(compiling, '_ONEDNN', {'xla_no_such_option': True})
   args = arrays()
-  compiled = compiling.compile_forward(convolve, *args)
+  compiled = compiling.compile_program(convolve, *args)
   np.testing.assert_array_equal(compiled(*args), convolve(*args))
 
 
@@ -71,7 +81,7 @@ def test_cache_is_asked_for_nothing_that_it_cannot_keep(tmp_path):
     from pynas_jax import compiling
     from tests import test_compiling as t
     args = t.arrays()
-    compiling.compile_forward(t.convolve, *args)(*args)
+    compiling.compile_program(t.convolve, *args)(*args)
     t.convolve(*args)  # Is kept, as before.
   """
   cache = {

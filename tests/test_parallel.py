@@ -11,6 +11,7 @@ import optax
 import pytest
 
 from pynas_jax import api
+from pynas_jax import compiling
 from pynas_jax import config as config_lib
 from pynas_jax import genotype as genotype_lib
 from pynas_jax import parallel
@@ -39,9 +40,10 @@ def batches(num_batches=3, batch_size=4):
     yield {'blurred': sharp + noise, 'sharp': sharp}
 
 
-def run(step, state, num_devices):
+def run(step, state, num_devices, **options):
   """Three steps on the same global batches; the state is copied first."""
-  step = parallel.make_parallel(step, devices=jax.local_devices()[:num_devices])
+  devices = jax.local_devices()[:num_devices]
+  step = parallel.make_parallel(step, devices=devices, **options)
   state = jax.tree.map(jnp.copy, state)
   for batch in batches():
     state, metrics = step(state, batch, KEY)
@@ -77,6 +79,32 @@ def test_gradients_do_not_depend_on_the_number_of_devices():
   assert_close(one, expected, rtol=1e-4, atol=1e-6)
   assert_close(four, one, rtol=1e-4, atol=1e-5)
   assert float(optax.tree.norm(expected)) > 1e-2
+
+
+@pytest.mark.usefixtures('four_devices')
+@pytest.mark.parametrize('num_devices', [1, 4])
+def test_steps_of_long_runs_are_compiled_once_and_do_the_same(
+  num_devices, monkeypatch
+):
+  # Compilers that know no such options do without.
+  monkeypatch.setattr(compiling, 'has_onednn', lambda dtype: True)
+  c = config()
+  space = spaces.make_space(c)
+  draft = space.draft((1,))
+  supernet = space.supernet(draft, 'scale1')
+  alphas = space.init_alphas(KEY, draft, 'scale1')
+  params = base.init_params(KEY, supernet, gates.argmax(alphas))
+  step = bilevel.make_weight_step(space, 'scale1', supernet, c.search)
+  state = bilevel.init_state(params, alphas, c.search)
+  compiled = []
+
+  def compile_program(*args):
+    compiled.append(compiling.of_steps(10**6)(*args))
+    return compiled[-1]
+
+  long = run(step, state, num_devices, compile_program=compile_program)
+  assert len(compiled) == 1
+  assert_close(long, run(step, state, num_devices), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.usefixtures('four_devices')

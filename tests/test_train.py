@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from pynas_jax import compiling
 from pynas_jax import config as config_lib
 from pynas_jax import genotype as genotype_lib
 from pynas_jax import metrics
@@ -144,6 +145,25 @@ def test_training_keeps_the_best(tmp_path, dtype):
   assert all(
     leaf.dtype == np.float32 for leaf in jax.tree.leaves(result.params)
   )
+
+
+def test_long_trainings_have_a_step_of_their_own(tmp_path, monkeypatch):
+  c, psnrs, compiled = config(num_steps=10, eval_every=5), [], []
+
+  def compile_program(function, *args, dtype):
+    compiled.append(dtype)
+    return function.lower(*args).compile()
+
+  monkeypatch.setattr(compiling, 'has_onednn', lambda dtype: True)
+  monkeypatch.setattr(compiling, 'compile_program', compile_program)
+  for many in (11, 10):
+    monkeypatch.setattr(compiling, 'MANY_STEPS', many)
+    with Logbook(tmp_path / f'{many}') as logbook:
+      folder = tmp_path / f'{many}' / 'checkpoints'
+      result = train_lib.train(NETWORK, c, directory=folder, logbook=logbook)
+    psnrs.append(result.psnr)
+  assert compiled == ['float32']
+  assert psnrs[0] == pytest.approx(psnrs[1], rel=1e-4)
 
 
 @pytest.mark.parametrize('num_steps', [1, 4])

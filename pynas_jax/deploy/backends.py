@@ -155,7 +155,7 @@ def _compile_xla(network: Network, restore: Callable, *args: Any) -> Callable:
   """Returns what restores the first of the arrays, which it may use up."""
   # The frame is donated: its memory becomes the output's, if as large.
   donated = (1,) if network.genotype.scale == 1 else ()
-  compiled = compiling.compile_forward(
+  compiled = compiling.compile_program(
     jax.jit(restore, donate_argnums=donated), network.params, *args,
     dtype=network.dtype,
   )  # fmt: skip

@@ -26,6 +26,7 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
+from pynas_jax import compiling
 from pynas_jax import interruption
 from pynas_jax import losses
 from pynas_jax import parallel
@@ -379,14 +380,18 @@ def search_stage(
   alphas = space.init_alphas(alpha_key, draft, stage)
   fresh = base.init_params(init_key, supernet, space.decode(alphas))
   state = init_state(base.inherit(fresh, params), alphas, s)
+  compile_program = compiling.of_steps(s.num_steps)
   weight_step = parallel.make_parallel(
-    make_weight_step(space, stage, supernet, s)
+    make_weight_step(space, stage, supernet, s),
+    compile_program=compile_program,
   )
   cost_term = None
   if s.cost != 'none':
     costs = cost.edge_costs(space, draft, stage, config, workdir=workdir)
     cost_term = cost.make_cost_term(*costs, s)
-  alpha_step = parallel.make_parallel(make_alpha_step(supernet, s, cost_term))
+  alpha_step = parallel.make_parallel(
+    make_alpha_step(supernet, s, cost_term), compile_program=compile_program
+  )
   score = train_lib.make_score(supernet)
   weight_batches, alpha_batches = (
     pipeline.make_train_iterator(
