@@ -372,9 +372,9 @@ def test_frames_of_a_pipe_come_out_larger(
   args = ('-i', '-', '--size', f'{SIZE[1]}x{SIZE[0]}')
   assert run(*args, '--model_path', networks[scale].folder) == 0
   wanted = networks[scale].restorer(frames)
-  np.testing.assert_array_equal(
-    np.frombuffer(out.getvalue(), np.uint8).reshape(wanted.shape), wanted
-  )
+  written = np.frombuffer(out.getvalue(), np.uint8).reshape(wanted.shape)
+  # One frame is another program than three, and may round the other way.
+  assert np.abs(written.astype(int) - wanted).max() <= 1
   assert capsys.readouterr().err == '3 frames restored.\n'
 
 
