@@ -1,4 +1,4 @@
-"""Forward programs: by oneDNN where it is, and what the cache is asked for."""
+"""Programs: by oneDNN where it is, and what the cache is asked for."""
 
 from __future__ import annotations
 
