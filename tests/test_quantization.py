@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import platform
 
 import jax
 import jax.numpy as jnp
@@ -71,14 +72,15 @@ def test_a_grid_has_zero_and_both_ends():
   assert quantization.round_input(0.0, grid.scale, grid.zero) == 0
 
 
-def test_kernels_have_255_values_in_each_channel():
+@pytest.mark.parametrize('levels', [127, 64])
+def test_kernels_have_values_on_both_sides_of_0_in_each_channel(levels):
   kernel = jax.random.normal(jax.random.key(0), (3, 3, 8, 4))
   kernel *= jnp.array([1.0, 10, 100, 0]).reshape(1, 1, 1, 4)
-  rounded = quantization.round_kernel(kernel)
-  scale = quantization.kernel_scale(kernel)
-  levels = np.asarray(rounded / scale)
-  np.testing.assert_allclose(levels, np.round(levels), atol=1e-3)
-  assert np.abs(levels).max((0, 1, 2)).round().tolist() == [127, 127, 127, 0]
+  rounded = quantization.round_kernel(kernel, levels)
+  scale = quantization.kernel_scale(kernel, levels)
+  values = np.asarray(rounded / scale)
+  np.testing.assert_allclose(values, np.round(values), atol=1e-3)
+  assert np.abs(values).max((0, 1, 2)).round().tolist() == [*3 * [levels], 0]
   assert (np.abs(rounded - kernel) <= scale / 2 + 1e-6).all()
 
 
@@ -136,19 +138,31 @@ def test_every_kind_of_convolution_is_seen_and_rounded():
     np.testing.assert_array_equal(module.apply(params, x), exact)
 
 
-def skip_without_vnni():
-  """Skips where OpenVINO's 8 bits are known to be less exact."""
-  _, features = parallel.processor()
-  if 'avx2' in features and 'vnni' not in features:
-    pytest.skip('OpenVINO is less exact in 8 bits on x86 without VNNI')
+@pytest.mark.parametrize(
+  'machine, features, levels',
+  [('x86_64', 'avx2', 64), ('AMD64', '', 64), ('x86_64', 'avx2 avx_vnni', 127),
+   ('x86_64', 'avx512f avx512_vnni', 127), ('aarch64', 'asimd', 127)],
+)  # fmt: skip
+def test_kernels_have_7_bits_where_8_might_overflow(
+  machine, features, levels, monkeypatch
+):
+  monkeypatch.setattr(platform, 'machine', lambda: machine)
+  monkeypatch.setattr(parallel, 'processor', lambda: ('', features))
+  assert quantization.kernel_levels() == levels
+  onnx = pytest.importorskip('onnx')
+  in_8_bits = network()
+  graph = onnx.load_from_string(backends.export_onnx(in_8_bits, np.uint8)).graph
+  kernels = [
+    onnx.numpy_helper.to_array(w) for w in graph.initializer
+    if w.data_type == onnx.TensorProto.INT8
+  ]  # fmt: skip
+  assert {np.abs(kernel).max() for kernel in kernels} == {levels}
 
 
 @pytest.mark.parametrize('name', NETWORKS)
 @pytest.mark.parametrize('runtime', ['onnxruntime', 'openvino'])
 def test_graphs_restore_as_the_simulation(name, runtime):
   pytest.importorskip(runtime)
-  if runtime == 'openvino':
-    skip_without_vnni()
   in_8_bits = network(name)
   image = backends.photograph(36, 48)
   graph = backends.export_onnx(in_8_bits, np.float32)
@@ -186,7 +200,6 @@ def test_convolutions_of_graphs_are_of_integers():
 def test_text_stays_sharp():
   """It makes values several times as large as photographs do."""
   pytest.importorskip('openvino')
-  skip_without_vnni()
   page = Image.new('RGB', (320, 120), 'white')
   for top in range(5, 110, 15):
     ImageDraw.Draw(page).text((5, top), 'Hamburgefonstiv 0123456789', 'black')
@@ -270,8 +283,6 @@ def test_export_in_8_bits(kind, size, tmp_path, capsys):
   height, width = (36, 48) if size == 'dynamic' else (35, 51)
   photo = np.round(255 * backends.photograph(height, width)).astype(np.uint8)
   exact, found = model(photo).astype(int), run(photo).astype(int)
-  if kind == 'openvino':
-    skip_without_vnni()
   assert 0 < np.abs(found - exact).max() < 16
 
 

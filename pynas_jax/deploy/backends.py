@@ -271,7 +271,8 @@ def _digest(network: Network) -> str:
   sha256 = hashlib.sha256(network.genotype.to_json().encode())
   libraries = ('pynas-jax', 'jax', 'onnx')
   versions = [importlib.metadata.version(name) for name in libraries]
-  sha256.update(f'{versions}'.encode())
+  # A cache may be shared by processors that are not alike.
+  sha256.update(f'{versions}{quantization.kernel_levels()}'.encode())
   for leaf in jax.tree.leaves(network.params):
     sha256.update(np.asarray(leaf).tobytes())
   return sha256.hexdigest()[:16]

@@ -14,7 +14,9 @@ What was written is read again (except for MLIR, which is checked before it is
 written) and restores a blurred photograph: in float32 it must agree with XLA,
 in bfloat16 and int8 its PSNR must. In int8, which is for `onnx` and `openvino`,
 inputs and kernels of convolutions are written as QuantizeLinear and
-DequantizeLinear, calibrated by the photographs of the package.
+DequantizeLinear, calibrated by the photographs of the package. Written on x86
+without VNNI, kernels have 7 bits, which are right anywhere; those of 8 are not
+on such processors.
 """
 
 from __future__ import annotations

@@ -286,10 +286,12 @@ class _Graph:
   def _conv(self, x: str, kernel: np.ndarray, group: int = 1, **options):
     maker = self._makers.get(x)
     if maker is not None and maker.op_type == 'DequantizeLinear':
-      scale = np.asarray(quantization.kernel_scale(kernel))
-      levels = np.rint(kernel / scale).transpose(3, 2, 0, 1)
+      scale = np.asarray(
+        quantization.kernel_scale(kernel, quantization.kernel_levels())
+      )
+      rounded = np.rint(kernel / scale).transpose(3, 2, 0, 1)
       weights = self.add(
-        'DequantizeLinear', self.constant(levels, np.int8),
+        'DequantizeLinear', self.constant(rounded, np.int8),
         self.constant(scale.reshape(-1)), axis=0,
       )  # fmt: skip
     else:

@@ -1,7 +1,8 @@
 """Convolutions in 8 bits, as runtimes with such arithmetic compute them.
 
 An input is rounded to one of 256 values, those of its `Grid`, and a kernel to
-255 values for each channel out; sums and all between convolutions stay float32.
+255 values for each channel out, or 129 where those might overflow (see
+`kernel_levels`); sums and all between convolutions stay float32.
 Channels that reach less far than others are first widened, and the kernel takes
 that back (as SmoothQuant, Xiao et al., 2023). Within `rounding`, a network is
 traced to do so. Runtimes do the same by integers: `deploy.onnx_graph` writes
@@ -15,13 +16,15 @@ from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import contextvars
 import dataclasses
+import platform
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pynas_jax import parallel
+
 LEVELS = 255  # Steps between the least and the greatest value of an input.
-KERNEL_LEVELS = 127  # Above 0, and as many below.
 
 _Visitor = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 _visitor: contextvars.ContextVar[_Visitor | None] = contextvars.ContextVar(
@@ -64,17 +67,28 @@ def round_input(x: jax.Array, scale: jax.Array, zero: jax.Array) -> jax.Array:
   return (jnp.clip(jnp.round(x / scale) + zero, 0, LEVELS) - zero) * scale
 
 
-def kernel_scale(kernel: jax.Array) -> jax.Array:
+def kernel_levels() -> int:
+  """Returns how many values of kernels are above 0, and as many below.
+
+  x86 without VNNI adds two products of 8 bits in 16, which cut off what is
+  beyond: they hold 2 * 255 * 64. So with 7 bits, it computes as others do.
+  """
+  is_x86 = platform.machine().lower() in ('x86_64', 'amd64')
+  _, features = parallel.processor()
+  return 64 if is_x86 and 'vnni' not in features else 127
+
+
+def kernel_scale(kernel: jax.Array, levels: int) -> jax.Array:
   """Returns the distance between values of each channel out, [1, ..., D]."""
   axes = tuple(range(kernel.ndim - 1))
   largest = jnp.abs(kernel).max(axis=axes, keepdims=True)
-  return jnp.where(largest > 0, largest, 1) / KERNEL_LEVELS
+  return jnp.where(largest > 0, largest, 1) / levels
 
 
 @jax.jit
-def round_kernel(kernel: jax.Array) -> jax.Array:
-  """Returns a kernel [..., D] with 255 values for each channel out."""
-  scale = kernel_scale(kernel)
+def round_kernel(kernel: jax.Array, levels: int) -> jax.Array:
+  """Returns a kernel [..., D] with 2 levels + 1 values in each channel out."""
+  scale = kernel_scale(kernel, levels)
   return jnp.round(kernel / scale) * scale
 
 
@@ -116,7 +130,7 @@ def rounding(
       x = x * (1 / widths).reshape(1, 1, 1, -1)
       kernel = kernel * widths.reshape((1, 1, -1, 1)[: kernel.ndim])
     x = round_input(x, np.float32(grid.scale), np.float32(grid.zero))
-    return x, round_kernel(kernel)
+    return x, round_kernel(kernel, kernel_levels())
 
   return _visiting(visitor)
 
