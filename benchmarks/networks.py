@@ -33,16 +33,20 @@ def read(name: str) -> tuple[PyramidGenotype, Any]:
     name: 'found', which stands for a network of a search, 'dmphn' or another
       reference, with drawn parameters; or a folder of a trained network.
   """
+  trained = None
   if Path(name).is_dir():
     from pynas_jax.deploy import restorer  # Only these need all of it.
 
     trained = restorer.load(name)
-    return trained.genotype, trained.params
-  genotype = FOUND if name == 'found' else genotype_lib.reference(name)
-  if genotype is None:
+    genotype = trained.genotype
+  else:
+    genotype = FOUND if name == 'found' else genotype_lib.reference(name)
+  if not isinstance(genotype, PyramidGenotype):  # `peers` has no others.
     raise SystemExit(
-      f"{name} is no network; expected 'found', 'dmphn', 'dmphn-1-2-4' or the "
+      f"{name} is no pyramid; expected 'found', 'dmphn', 'dmphn-1-2-4' or the "
       'folder of a trained one.'
     )
+  if trained:
+    return genotype, trained.params
   network = space_of(genotype).network(genotype)
   return genotype, base.init_params(jax.random.key(0), network)

@@ -4,6 +4,7 @@
 
 - `sampled`: the search's own steps. The alphas are so sure that they always
   take the path of the static network.
+- `remat`: `sampled`, but gradients compute features anew (`model.remat`).
 - `static`: that path built alone.
 - `mixture`: all operators, weighted by softmax.
 - `one-hot`: all operators, times the sampled gates.
@@ -22,6 +23,7 @@ import argparse
 from collections.abc import Callable, Iterator
 import dataclasses
 import functools
+import itertools
 import json
 import time
 from typing import Any
@@ -45,7 +47,8 @@ from pynas_jax.spaces.pynas import Pyramid
 
 KEY = jax.random.key(0)
 SURE = 100.0  # Of alpha: the other operators are never sampled.
-OURS = ('sampled', 'static', 'mixture', 'one-hot')
+OURS = ('sampled', 'remat', 'static', 'mixture', 'one-hot')
+SEARCHED = OURS[:2]  # What a search does.
 VARIANTS = (*OURS, 'torch')
 STEPS = ('weight', 'alpha')
 
@@ -137,7 +140,8 @@ def make_step(
     state: Of the other step, to go on from as a search does; None is a new one.
   """
   space, s = task.space, task.settings.copy_and_resolve_references()
-  supernet = space.supernet(task.draft, 'scale1')
+  remat = variant == 'remat'
+  supernet = space.supernet(task.draft, 'scale1', remat=remat)
   alphas = task.alphas
   gates = (gates_lib.argmax(alphas),)
   if variant == 'static':
@@ -282,15 +286,15 @@ def measure_size(
 
 
 def ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
-  """Returns the sampled step over each other variant: time and memory."""
+  """Returns our steps over each other variant: time and memory."""
   found = {}
   of = {(r['size'], r['step'], r['variant']): r for r in rows}
-  for (size, step, variant), row in of.items():
-    sampled = of[size, step, 'sampled']
+  for ours, (size, step, variant) in itertools.product(SEARCHED, of):
+    over, row = of.get((size, step, ours)), of[size, step, variant]
     for key in ('ms', 'temp_mib', 'step_mib', 'device_mib'):
-      if variant != 'sampled' and row.get(key):
-        name = f'{size}_{step}_sampled_to_{variant}_{key}'
-        found[name] = sampled[key] / row[key]
+      if over and variant != ours and row.get(key):
+        name = f'{size}_{step}_{ours}_to_{variant}_{key}'
+        found[name] = over[key] / row[key]
   return found
 
 

@@ -4,9 +4,10 @@
 
 The batch is shared out over virtual devices of the same processor, so that what
 is lost is what sharing costs; 'jit' is the step without `pmap`, compiled as in
-short trainings, the others are as in long ones (`pynas_jax.compiling`). Adam
-and the clip of the gradient are the same in PyTorch. Times are medians of
-interleaved steps.
+short trainings, the others are as in long ones (`pynas_jax.compiling`). 'remat'
+is 'jit' whose gradients compute features anew (`model.remat`); `temp_mib` is
+what XLA allots to either for temporaries. Adam and the clip of the gradient are
+the same in PyTorch. Times are medians of interleaved steps.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ _VIRTUAL = '--xla_force_host_platform_device_count'
 
 
 def make_ours(
-  genotype: Any, params: Any, batch: Any, t: Any
-) -> Callable[[int], Callable[[], None]]:
-  """Returns a function of the devices, 0 for `jit`, that makes a step's."""
+  genotype: Any, params: Any, batch: Any, t: Any, *, remat: bool = False
+) -> Callable[[int], tuple[Callable[[], None], dict[str, float]]]:
+  """Returns what makes a step of the devices, 0 for `jit`, and its figures."""
   import jax
   import optax
 
@@ -34,12 +35,16 @@ def make_ours(
   from pynas_jax import train as train_lib
   from pynas_jax.spaces import space_of
 
-  network = space_of(genotype).network(genotype)
+  network = space_of(genotype).network(genotype, remat=remat)
   schedule = train_lib.make_schedule(t, t.num_steps)
   tx = train_lib.clipped(optax.adam(schedule), t.clip_norm)
   step = train_lib.make_train_step(network, tx, loss='mse', ema_decay=0.0)
 
-  def make(devices: int) -> Callable[[], None]:
+  def make(devices: int) -> tuple[Callable[[], None], dict[str, float]]:
+    # Donated: each has its own.
+    own = jax.tree.map(jax.numpy.copy, params)
+    states = [train_lib.init_state(own, tx, ema_decay=0.0)]
+    key, figures = jax.random.key(0), {}
     if devices:
       run = parallel.make_parallel(
         step, devices=jax.local_devices()[:devices],
@@ -52,19 +57,19 @@ def make_ours(
       )
 
       @functools.partial(jax.jit, donate_argnums=(0,))
-      def run(state, batch, key):
+      def function(state, batch, key):
         stacked = mapped(state, parallel.shard(batch, 1), key)
         return jax.tree.map(lambda x: x[0], stacked)
 
-    # Donated: each has its own.
-    own = jax.tree.map(jax.numpy.copy, params)
-    states = [train_lib.init_state(own, tx, ema_decay=0.0)]
+      run = function.lower(*states, batch, key).compile()
+      temp = run.memory_analysis().temp_size_in_bytes
+      figures['temp_mib'] = temp / measure.MIB
 
     def one_step() -> None:
-      state, _ = run(states.pop(), batch, jax.random.key(0))
+      state, _ = run(states.pop(), batch, key)
       states.append(jax.block_until_ready(state))
 
-    return one_step
+    return one_step, figures
 
   return make
 
@@ -114,8 +119,9 @@ def measure_network(
   settings.optimizer = 'adam'  # As PyTorch's.
   task = (genotype, params, batch, settings)
   make = make_ours(*task)
-  functions = {'jit': make(0)}
-  functions |= {f'pmap, {n} devices': make(n) for n in args.devices}
+  made = {'jit': make(0), 'remat': make_ours(*task, remat=True)(0)}
+  made |= {f'pmap, {n} devices': make(n) for n in args.devices}
+  functions = {step: one_step for step, (one_step, _) in made.items()}
   if measure.is_installed('torch'):
     functions['torch'] = make_torch(*task)
   medians = measure.median_ms(functions, runs=args.runs)
@@ -124,7 +130,8 @@ def measure_network(
       'network': name, 'step': step, 'ms': ms,
       'images_per_s': 1e3 * args.batch / ms, 'to_jit': ms / medians['jit'],
       'to_torch': ms / medians['torch'] if 'torch' in medians else None,
-    }
+      'temp_mib': None,
+    } | (made[step][1] if step in made else {})
     for step, ms in medians.items()
   ]  # fmt: skip
 

@@ -147,10 +147,11 @@ def _is_free(
   if name == 'data.root':  # Images are known by their names and sizes.
     is_known = check.LEARNT in check.recall(workdir)
     return config.data.name == 'folder' and is_known
-  # Architectures are compared themselves. Neither the number of threads that
-  # load images nor the tiles of a test change what is learnt.
-  is_other = name in ('mode', 'genotype', 'data.num_threads', 'data.eval_patch')
-  return is_other or name.startswith('benchmark.')
+  # Architectures are compared themselves. The others do not change what is
+  # learnt.
+  return name.startswith('benchmark.') or name in (
+    'mode', 'genotype', 'data.num_threads', 'data.eval_patch', 'model.remat'
+  )
 
 
 def _holds(workdir: Path) -> tuple[bool, bool]:

@@ -97,6 +97,9 @@ def base() -> ml_collections.ConfigDict:
   m.global_residual = True  # Ours; DMPHN predicts the image itself.
   m.unshuffle = 2  # Ours: fold 2x2 or 4x4 pixels into channels, for speed.
   m.zero_init_last = True  # Ours: start from the identity (or zero).
+  # Gradients compute features anew, instead of keeping all: less memory, more
+  # time. With jax 0.10, CPUs keep them all the same.
+  m.remat = False
   # 'none' searches each scale (PyNAS_d), 'cells' shares one cell structure
   # over all scales (PyNAS_s), 'weights' shares the weights as well.
   m.share = 'none'

@@ -5,7 +5,8 @@ Images are f32[B, H, W, 3] in [0, 1]; networks see them minus 0.5.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+import contextlib
 import functools
 import math
 from pathlib import Path
@@ -35,7 +36,7 @@ from pynas_jax.spaces import space_of
 
 
 class TrainingError(RuntimeError):
-  """Training that cannot go on, such as a loss that is not a number."""
+  """Training that cannot go on, for its numbers or for want of memory."""
 
 
 @struct.dataclass
@@ -202,6 +203,31 @@ def check_finite(
     )
 
 
+@contextlib.contextmanager
+def explaining_memory(
+  config: ml_collections.ConfigDict, *, what: str, batch_size: str
+) -> Iterator[None]:
+  """Raises TrainingError, within, if memory does not suffice.
+
+  Args:
+    config: Settings; reads `model.remat`.
+    what: Is done.
+    batch_size: Name of the setting.
+  """
+  try:
+    yield
+  except (jax.errors.JaxRuntimeError, MemoryError) as error:
+    reason = str(error).strip().partition('\n')[0]
+    is_jax = isinstance(error, jax.errors.JaxRuntimeError)
+    if is_jax and not reason.startswith('RESOURCE_EXHAUSTED'):
+      raise
+    remat = '' if config.model.remat else 'set model.remat=True, or '
+    raise TrainingError(
+      f'{what}: memory does not suffice ({reason}). What was saved before is '
+      f'kept; {remat}lower {batch_size} or data.crop, in a new workdir.'
+    ) from error
+
+
 def train(
   genotype: Genotype,
   config: ml_collections.ConfigDict,
@@ -227,13 +253,13 @@ def train(
     The parameters that scored best on the validation split.
 
   Raises:
-    TrainingError: If the loss is not a number.
+    TrainingError: If the loss is not a number, or memory does not suffice.
   """
   t = config.train
   num_steps = num_steps or t.num_steps
   network = space_of(genotype).network(
     genotype, zero_init_last=config.model.zero_init_last,
-    dtype=jnp.dtype(t.dtype),
+    dtype=jnp.dtype(t.dtype), remat=config.model.remat,
   )  # fmt: skip
   key = jax.random.key(config.seed)
   fresh = base.init_params(key, network)
@@ -261,6 +287,7 @@ def train(
     with (
       interruption.deferred() as interrupted,
       progress(num_steps, stage, start=start) as bar,
+      explaining_memory(config, what=stage, batch_size='train.batch_size'),
     ):
       loss, launched = None, parallel.Launched(start)
       began = time.monotonic() - seconds

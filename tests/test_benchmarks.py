@@ -68,6 +68,7 @@ def test_sampled_steps_are_compared(step, monkeypatch, capsys):
   flags = ('--sizes=tiny', f'--steps={step}', '--runs=1')
   result = run('benchmarks.supernet_step', flags, monkeypatch, capsys)
   assert result[f'tiny_{step}_sampled_to_static_ms'] > 0
+  assert result[f'tiny_{step}_remat_to_mixture_temp_mib'] > 0
   assert all(row['process_mib'] > 100 for row in result['rows'])
 
 

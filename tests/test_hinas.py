@@ -210,7 +210,7 @@ def level_outputs(space_nodes, share_cells, params=None):
   x = [
     jnp.asarray(rng.random((1, 6, 5, 4)), jnp.float32) for _ in range(3)
   ]
-  before, earlier = {0: x[0], 1: x[1]}, (0, x[2])
+  before, earlier = {0: x[0], 1: x[1]}, {0: x[2]}
   betas = {0: jnp.asarray(0.3), 1: jnp.asarray(0.7)}
   weights = jnp.asarray(rng.random((edges, 3)), jnp.float32)
   args = (before, earlier, betas, weights)

@@ -403,6 +403,25 @@ def test_a_failing_trial_is_recorded_and_the_search_goes_on(
   assert small_search(tmp_path, **schemes_).trials == found.trials
 
 
+def test_a_supernet_beyond_memory_fails_with_what_to_set(tmp_path, monkeypatch):
+  make_weight_step = bilevel.make_weight_step
+
+  def make_hungry_step(*args):
+    step = make_weight_step(*args)
+
+    def hungry(*args):
+      state, figures = step(*args)
+      return state, figures | {'large': jnp.zeros(1 << 46, jnp.uint8)}
+
+    return hungry
+
+  monkeypatch.setattr(bilevel, 'make_weight_step', make_hungry_step)
+  with pytest.raises(train.TrainingError) as raised:
+    small_search(tmp_path, schemes=('1',), num_trials=1)
+  assert 'scale1: memory does not suffice (RESOURCE_EXH' in str(raised.value)
+  assert 'remat=True, or lower search.batch_size' in str(raised.value)
+
+
 def test_errors_in_the_code_are_not_failures_of_a_trial(tmp_path, monkeypatch):
   def search_scheme(*args, **kwargs):
     raise KeyError('blurred')

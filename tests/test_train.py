@@ -127,6 +127,42 @@ def test_a_network_learns_a_batch_by_heart(loss):
   assert values[-1] < better
 
 
+@pytest.mark.parametrize('remat', [False, True])
+def test_want_of_memory_names_the_settings(remat, tmp_path, monkeypatch):
+  make_train_step = train_lib.make_train_step
+
+  def make_hungry_step(*args, **options):
+    step = make_train_step(*args, **options)
+
+    def hungry(*args):
+      state, figures = step(*args)
+      return state, figures | {'large': jnp.zeros(1 << 46, jnp.uint8)}
+
+    return hungry
+
+  monkeypatch.setattr(train_lib, 'make_train_step', make_hungry_step)
+  c = config(num_steps=1)
+  c.model.remat = remat
+  with (
+    Logbook(tmp_path) as logbook,
+    pytest.raises(train_lib.TrainingError) as raised,
+  ):
+    train_lib.train(NETWORK, c, directory=tmp_path / 'run', logbook=logbook)
+  message = str(raised.value)
+  assert message.startswith('train: memory does not suffice (RESOURCE_EXHAUS')
+  assert 'lower train.batch_size or data.crop, in a new workdir' in message
+  assert ('set model.remat=True' in message) != remat
+
+
+def test_other_errors_are_not_of_memory():
+  for error in (jax.errors.JaxRuntimeError('INTERNAL: x'), KeyError('x')):
+    with (
+      pytest.raises(type(error)),
+      train_lib.explaining_memory(config(), what='', batch_size=''),
+    ):
+      raise error
+
+
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 def test_training_keeps_the_best(tmp_path, dtype):
   c = config(num_steps=30, eval_every=10, ema_decay=0.5, dtype=dtype)

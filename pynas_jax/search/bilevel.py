@@ -371,10 +371,12 @@ def search_stage(
     The best draft and its supernet's weights.
 
   Raises:
-    train.TrainingError: If the loss is not a number.
+    train.TrainingError: If the loss is not a number, or memory does not
+      suffice.
   """
   s = config.search
-  options = {'zero_init_last': config.model.zero_init_last}
+  m = config.model
+  options = {'zero_init_last': m.zero_init_last, 'remat': m.remat}
   supernet = space.supernet(draft, stage, **options)
   init_key, alpha_key, step_key = jax.random.split(key, 3)
   alphas = space.init_alphas(alpha_key, draft, stage)
@@ -430,6 +432,9 @@ def search_stage(
     with (
       interruption.deferred() as interrupted,
       progress(s.num_steps, name, start=start) as bar,
+      train_lib.explaining_memory(
+        config, what=name, batch_size='search.batch_size'
+      ),
     ):
       running, launched = None, parallel.Launched(start)
       for step in range(start + 1, end + 1):

@@ -69,7 +69,7 @@ class Space(Protocol):
   def network(self, genotype: Genotype, **options: Any) -> nn.Module:
     """Returns the module `image -> image` of an architecture.
 
-    Options are `zero_init_last` and `dtype`, as for `supernet`.
+    Options are `zero_init_last`, `dtype` and `remat`, as for `supernet`.
     """
 
   def multiple(self, genotype: Genotype) -> tuple[int, int]:

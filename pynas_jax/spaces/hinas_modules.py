@@ -367,7 +367,7 @@ class Level(nn.Module):
   def __call__(
     self,
     before: Mapping[int, jax.Array],
-    earlier: tuple[int, jax.Array],
+    earlier: Mapping[int, jax.Array],
     betas: Mapping[int, jax.Array],
     weights: jax.Array | None = None,
   ) -> jax.Array:
@@ -375,7 +375,7 @@ class Level(nn.Module):
 
     Args:
       before: Level of the layer before -> its output [B, H, W, C].
-      earlier: A level of the layer before that, and its output.
+      earlier: A level of the layer before that -> its output; one alone.
       betas: Level of the layer before -> f[], its weight.
       weights: f[edges, candidates] of an open cell.
 
@@ -388,7 +388,7 @@ class Level(nn.Module):
       self.spec, self.nodes, self.repeats, self.dtype, name=name
     )
     inputs = {k: link(f'from{k}')(x) for k, x in before.items()}
-    k, x = earlier
+    [(k, x)] = earlier.items()
     second = link(f'before{k}')(x)
     betas = {k: beta.astype(self.dtype) for k, beta in betas.items()}
     if self.share_cells:
@@ -416,6 +416,8 @@ class Network(nn.Module):
     scale: Factor of super-resolution.
     zero_init_last: Whether the last convolution starts at zero.
     dtype: Of the arithmetic.
+    remat: Whether gradients compute features anew, a level of a layer at a
+      time.
   """
 
   cells: Sequence[CellSpec]
@@ -429,6 +431,7 @@ class Network(nn.Module):
   scale: int = 1
   zero_init_last: bool = False
   dtype: jnp.dtype = jnp.float32
+  remat: bool = False
 
   @nn.compact
   def __call__(self, image: jax.Array, gates: Gates | None = None) -> jax.Array:
@@ -459,12 +462,13 @@ class Network(nn.Module):
       for level in self._levels(layer):
         sources, into = self._into(layer, level, before, betas)
         second = min(level, max(earlier)) if gates is not None else max(earlier)
-        output = Level(
+        make = nn.remat(Level) if self.remat else Level
+        output = make(
           self.widths[level], self.cells[layer - 1], self.nodes,
           self.sep_repeats, self.share_cells, dtype,
           name=f'layer{layer}_level{level}',
         )(
-          sources, (second, earlier[second]), into,
+          sources, {second: earlier[second]}, into,
           None if weights is None else weights[layer - 1],
         )  # fmt: skip
         if gates is not None:

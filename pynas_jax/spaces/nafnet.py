@@ -75,33 +75,35 @@ class NafnetModule(nn.Module):
   genotype: NafnetGenotype
   zero_init_last: bool = False
   dtype: jnp.dtype = jnp.float32
+  remat: bool = False  # Gradients compute features anew, block by block.
 
   @nn.compact
   def __call__(self, image: jax.Array) -> jax.Array:
     """Restores images f[B, H, W, 3]; returns f32[B, H, W, 3], not clipped."""
     chex.assert_shape(image, (None, None, None, 3))
     g, dtype = self.genotype, self.dtype
+    block = nn.remat(Block) if self.remat else Block
     factor = 2 ** len(g.encoder)
     x = patches.pad_to_multiple(image, height=factor, width=factor)
     x = ops.Conv(g.width, dtype=dtype, name='intro')(x.astype(dtype))
     skips = []
     for level, count in enumerate(g.encoder):
       for i in range(count):
-        x = Block(dtype, name=f'encoder{level}_{i}')(x)
+        x = block(dtype, name=f'encoder{level}_{i}')(x)
       skips.append(x)
       # A 2x2 convolution of stride 2 is a 1x1 one of folded pixels.
       x = patches.space_to_depth(x, factor=2)
       features = g.width * 2 ** (level + 1)
       x = ops.Conv(features, 1, dtype=dtype, name=f'down{level}')(x)
     for i in range(g.middle):
-      x = Block(dtype, name=f'middle_{i}')(x)
+      x = block(dtype, name=f'middle_{i}')(x)
     for level, count in enumerate(g.decoder):
       x = nn.Conv(
         2 * x.shape[-1], (1, 1), use_bias=False, dtype=dtype, name=f'up{level}'
       )(x)
       x = patches.depth_to_space(x, factor=2) + skips.pop()
       for i in range(count):
-        x = Block(dtype, name=f'decoder{level}_{i}')(x)
+        x = block(dtype, name=f'decoder{level}_{i}')(x)
     init = nn.initializers.zeros if self.zero_init_last else ops.KERNEL_INIT
     x = ops.Conv(3, kernel_init=init, dtype=dtype, name='ending')(x)
     x = x[:, : image.shape[1], : image.shape[2]]

@@ -57,6 +57,7 @@ class Pyramid(nn.Module):
     unshuffle: Factor of pixels folded into channels.
     zero_init_last: Whether every decoder starts by predicting zero.
     dtype: Of the arithmetic.
+    remat: Whether gradients compute features anew, half a scale at a time.
   """
 
   scheme: Sequence[int]
@@ -69,6 +70,7 @@ class Pyramid(nn.Module):
   unshuffle: int = 1
   zero_init_last: bool = False
   dtype: jnp.dtype = jnp.float32
+  remat: bool = False
 
   @nn.compact
   def __call__(self, image: jax.Array, gates: Gates | None = None) -> jax.Array:
@@ -109,11 +111,16 @@ class Pyramid(nn.Module):
       grid, out_grid = grids[level], grids[max(level - 1, 0)]
       scale_input = x if residual is None else x + residual
       coarser = features
-      features = network.encode(patches.split(scale_input, **grid), edges)
+      encode, decode = type(network).encode, type(network).decode
+      if self.remat:
+        encode = nn.remat(encode)
+        # The gradient begins with what the finest has just computed.
+        decode = nn.remat(decode) if level else decode
+      features = encode(network, patches.split(scale_input, **grid), edges)
       features = patches.merge(features, **grid)
       if coarser is not None:
         features = network.join(features, coarser)
-      residual = network.decode(patches.split(features, **out_grid), edges)
+      residual = decode(network, patches.split(features, **out_grid), edges)
       residual = patches.merge(residual, **out_grid)
       finest = level
 
