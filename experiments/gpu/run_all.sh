@@ -40,8 +40,9 @@ module[frames_dmphn]=experiments.gpu.frames
 flags[frames_dmphn]='--networks=dmphn --ready-within=360'
 tiny[frames_dmphn]='--networks=found --height=32 --width=48 --runs=2
   --peak-size=64'
-flags[supernet_step]='--sizes=gpu --variants=sampled,static,torch --runs=20'
-tiny[supernet_step]='--sizes=tiny --steps=weight --variants=sampled,static
+flags[supernet_step]='--sizes=gpu --variants=sampled,remat,static,torch
+  --runs=20'
+tiny[supernet_step]='--sizes=tiny --steps=weight --variants=sampled,remat,static
   --runs=1'
 flags[train_step]='--devices=1 --crop=256 --batch=8 --runs=20'
 tiny[train_step]='--networks=found --devices=1 --crop=16 --batch=2 --runs=1'
@@ -59,7 +60,7 @@ tiny[inference]='--networks=found --runtimes=xla,torch --height=32 --width=48
 # What computes on the device. In full float32 and the same each time, as the
 # tests expect: of algorithms, the first that works is taken.
 flags[tests]='cost dmphn gates hinas losses metrics mixed nafnet ops parallel
-  patches peers search spaces train'
+  patches peers remat search spaces train'
 tiny[tests]='gates'
 
 for part in "${parts[@]}"; do
