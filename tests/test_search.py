@@ -404,18 +404,10 @@ def test_a_failing_trial_is_recorded_and_the_search_goes_on(
 
 
 def test_a_supernet_beyond_memory_fails_with_what_to_set(tmp_path, monkeypatch):
-  make_weight_step = bilevel.make_weight_step
+  def run_short(*args):
+    return jax.block_until_ready(jnp.zeros(1 << 46, jnp.uint8))
 
-  def make_hungry_step(*args):
-    step = make_weight_step(*args)
-
-    def hungry(*args):
-      state, figures = step(*args)
-      return state, figures | {'large': jnp.zeros(1 << 46, jnp.uint8)}
-
-    return hungry
-
-  monkeypatch.setattr(bilevel, 'make_weight_step', make_hungry_step)
+  monkeypatch.setattr(parallel, 'make_parallel', lambda *_, **__: run_short)
   with pytest.raises(train.TrainingError) as raised:
     small_search(tmp_path, schemes=('1',), num_trials=1)
   assert 'scale1: memory does not suffice (RESOURCE_EXH' in str(raised.value)
