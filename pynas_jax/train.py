@@ -122,6 +122,13 @@ def make_clip(clip_norm: float) -> optax.GradientTransformation:
   return optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
 
 
+def clip_factor(grads: Any, clip_norm: float) -> jax.Array | float:
+  """Returns what `make_clip(clip_norm)` multiplies all gradients by."""
+  if not clip_norm:
+    return 1.0
+  return jnp.minimum(1.0, clip_norm / optax.tree.norm(grads))
+
+
 def clipped(
   tx: optax.GradientTransformation, clip_norm: float
 ) -> optax.GradientTransformation:

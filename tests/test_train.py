@@ -76,6 +76,19 @@ def test_clipping_bounds_the_update():
   np.testing.assert_allclose(updates['w'], -1)
 
 
+@pytest.mark.parametrize('clip_norm', [0.0, 0.5, 5.0, 50.0])
+def test_the_factor_is_that_of_the_clip(clip_norm):
+  clip = train_lib.make_clip(clip_norm)
+  for grads in ({'w': jnp.asarray([3.0, 4.0]), 'b': jnp.zeros(1)},
+                {'w': jnp.zeros(2)}):  # fmt: skip
+    factor = train_lib.clip_factor(grads, clip_norm)
+    clipped, _ = clip.update(grads, clip.init(grads))
+    jax.tree.map(
+      lambda x, y, factor=factor: np.testing.assert_allclose(factor * x, y),
+      grads, clipped,
+    )  # fmt: skip
+
+
 def test_muon_makes_updates_of_convolutions_orthogonal():
   t = config(optimizer='muon', schedule='constant', lr=1e-2, clip_norm=0).train
   tx = train_lib.make_tx(t, 10)

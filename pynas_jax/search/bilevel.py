@@ -130,6 +130,8 @@ def update_sampled(
   opt: Any,
   params: Any,
   sampled: Any,
+  *,
+  factor: jax.Array | float = 1.0,
 ) -> tuple[Any, Any]:
   """Returns (params, opt) with what was sampled updated, all else as it was.
 
@@ -143,6 +145,7 @@ def update_sampled(
       and what is for all leaves, such as the count of steps.
     params: A tree of parameters.
     sampled: bool[] per leaf of the parameters.
+    factor: f[], of the gradients; those not sampled are not read for it.
   """
   structure = jax.tree.structure(params)
 
@@ -161,7 +164,7 @@ def update_sampled(
     own = map_moments(lambda part, i=i: jax.tree.leaves(part)[i], opt)
     new.append(
       jax.lax.platform_dependent(
-        is_sampled, grad, own, param,
+        is_sampled, factor, grad, own, param,
         cpu=functools.partial(_update_on_cpu, tx),
         default=functools.partial(_update_elsewhere, tx),
       )
@@ -175,23 +178,23 @@ def update_sampled(
   return structure.unflatten(new_params), opt
 
 
-def _update(tx, grad, opt, param):
-  updates, opt = tx.update(grad, opt, param)
+def _update(tx, factor, grad, opt, param):
+  updates, opt = tx.update(factor * grad, opt, param)
   return optax.apply_updates(param, updates), opt
 
 
-def _update_on_cpu(tx, is_sampled, grad, opt, param):
+def _update_on_cpu(tx, is_sampled, factor, grad, opt, param):
   """Returns (param, opt) of a leaf, updated if it was sampled."""
   return jax.lax.cond(
     is_sampled,
-    lambda: _update(tx, grad, opt, param),
+    lambda: _update(tx, factor, grad, opt, param),
     lambda: (param, opt),
   )
 
 
-def _update_elsewhere(tx, is_sampled, grad, opt, param):
+def _update_elsewhere(tx, is_sampled, factor, grad, opt, param):
   """The same without a branch, at which a GPU would wait for the host."""
-  new = _update(tx, grad, opt, param)
+  new = _update(tx, factor, grad, opt, param)
   choose = functools.partial(jnp.where, is_sampled)
   return jax.tree.map(choose, new, (param, opt))
 
@@ -208,7 +211,7 @@ def make_weight_step(
   others stay as they are, bit for bit. With the estimator 'mixture' all run and
   learn.
   """
-  clip, tx = make_weight_tx(s)
+  _, tx = make_weight_tx(s)
   loss_fn = make_loss(supernet, s.loss)
 
   def weight_step(state: SearchState, batch: Any, key: jax.Array):
@@ -222,11 +225,13 @@ def make_weight_step(
     )
     value, grads = parallel.mean((value, grads))
     clip_opt, opt = state.weight_opt
-    grads, clip_opt = clip.update(grads, clip_opt)
+    factor = train_lib.clip_factor(grads, s.clip_norm)
     sampled = jax.tree.map(lambda _: True, state.params)
     if s.estimator != 'mixture':
       sampled = space.sampled(state.params, stage, gates)
-    params, opt = update_sampled(tx, grads, opt, state.params, sampled)
+    params, opt = update_sampled(
+      tx, grads, opt, state.params, sampled, factor=factor
+    )
     statistics = {
       name: jax.tree.map(jnp.where, sampled[name], new, state.params[name])
       for name, new in statistics.items()
