@@ -224,7 +224,7 @@ def explaining_memory(
   try:
     yield
   except (jax.errors.JaxRuntimeError, MemoryError) as error:
-    reason = str(error).strip().partition('\n')[0]
+    reason = str(error).strip().partition('\n')[0].rstrip('.')
     is_jax = isinstance(error, jax.errors.JaxRuntimeError)
     if is_jax and not reason.startswith('RESOURCE_EXHAUSTED'):
       raise

@@ -145,7 +145,7 @@ def update_sampled(
       and what is for all leaves, such as the count of steps.
     params: A tree of parameters.
     sampled: bool[] per leaf of the parameters.
-    factor: f[], of the gradients; those not sampled are not read for it.
+    factor: f[], of all gradients.
   """
   structure = jax.tree.structure(params)
 

@@ -114,8 +114,9 @@ class Pyramid(nn.Module):
       encode, decode = type(network).encode, type(network).decode
       if self.remat:
         encode = nn.remat(encode)
-        # The gradient begins with what the finest has just computed.
-        decode = nn.remat(decode) if level else decode
+        # Gradients begin with what the last decoder has just computed.
+        is_last = level == 0 or self.cells[level - 1] is None
+        decode = decode if is_last else nn.remat(decode)
       features = encode(network, patches.split(scale_input, **grid), edges)
       features = patches.merge(features, **grid)
       if coarser is not None:
