@@ -37,6 +37,7 @@ RUNTIMES = (
   ('torch.compile', 'bfloat16'), ('onnxruntime', 'float32'),
   ('openvino', 'float32'), ('openvino', 'bfloat16'), ('openvino', 'int8'),
 )  # fmt: skip
+SURE_MS = 100.0  # Of a product: beyond, a larger one is no better measured.
 _Restore = Callable[[np.ndarray], np.ndarray]
 
 
@@ -87,15 +88,21 @@ def peak_gmacs(dtype: str, *, threads: int) -> float:
 
   torch.set_num_threads(threads)
   device = measure.torch_device()
-  size = 2048 if device == 'cpu' else 8192  # Beside which a launch is little.
-  # Chips take less power, and time, for products of equal numbers.
-  x = torch.randn((size, size), device=device).to(getattr(torch, dtype))
+  largest = 2048 if device == 'cpu' else 8192  # A launch is little beside it.
+  size, ms = 128, 0.0
+  # A type that a processor emulates has its peak at once; it takes minutes for
+  # the largest.
+  while size < largest and ms < SURE_MS:
+    size *= 2
+    # Chips take less power, and time, for products of equal numbers.
+    x = torch.randn((size, size), device=device).to(getattr(torch, dtype))
 
-  def product() -> None:
-    # A number that the host reads: on a GPU, that waits.
-    torch.mm(x, x)[0, 0].item()
+    def product(x=x) -> None:
+      # A number that the host reads: on a GPU, that waits.
+      torch.mm(x, x)[0, 0].item()
 
-  return size**3 / measure.median_ms({'': product}, runs=5)[''] / 1e6
+    ms = measure.median_ms({'': product}, runs=5)['']
+  return size**3 / ms / 1e6
 
 
 def why_not(runtime: str, error: Exception) -> str:
