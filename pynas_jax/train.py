@@ -123,7 +123,12 @@ def make_clip(clip_norm: float) -> optax.GradientTransformation:
 
 
 def clip_factor(grads: Any, clip_norm: float) -> jax.Array | float:
-  """Returns what `make_clip(clip_norm)` multiplies all gradients by."""
+  """Returns what `make_clip(clip_norm)` multiplies all gradients by, f[].
+
+  Args:
+    grads: A tree of gradients.
+    clip_norm: The most that their norm may be; 0 is no limit.
+  """
   if not clip_norm:
     return 1.0
   return jnp.minimum(1.0, clip_norm / optax.tree.norm(grads))
@@ -214,12 +219,15 @@ def check_finite(
 def explaining_memory(
   config: ml_collections.ConfigDict, *, what: str, batch_size: str
 ) -> Iterator[None]:
-  """Raises TrainingError, within, if memory does not suffice.
+  """Names the settings to change if memory does not suffice within.
 
   Args:
     config: Settings; reads `model.remat`.
     what: Is done.
     batch_size: Name of the setting.
+
+  Raises:
+    TrainingError: In the place of what JAX or NumPy raises then.
   """
   try:
     yield

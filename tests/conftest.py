@@ -65,6 +65,19 @@ def four_devices() -> None:
     pytest.skip(f'{jax.local_device_count()} devices; four are needed')
 
 
+@pytest.fixture
+def short_of_memory(monkeypatch) -> None:
+  """Steps ask for 64 TiB, of one device: of several, some might wait."""
+
+  def run(*args):
+    del args
+    return jax.block_until_ready(jax.numpy.zeros(1 << 46, jax.numpy.uint8))
+
+  monkeypatch.setattr(
+    'pynas_jax.parallel.make_parallel', lambda *_, **__: run
+  )
+
+
 @pytest.fixture(scope='session')
 def root() -> pathlib.Path:
   """The root of the source tree."""

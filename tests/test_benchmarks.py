@@ -13,6 +13,7 @@ import pytest
 
 from benchmarks import inference
 from benchmarks import measure
+from benchmarks import networks
 from benchmarks import supernet_step
 from benchmarks import train_step
 from experiments.gpu import frames
@@ -101,6 +102,11 @@ def test_variants_that_cannot_be_compared_are_refused(
   with pytest.raises(SystemExit, match='2'):
     supernet_step.main()
   assert reason in capsys.readouterr().err
+
+
+def test_networks_without_a_peer_are_refused():
+  with pytest.raises(SystemExit, match='nafnet-16 is no pyramid'):
+    networks.read('nafnet-16')
 
 
 def test_types_that_are_not_asked_for_have_no_rows(monkeypatch, capsys):

@@ -403,11 +403,8 @@ def test_a_failing_trial_is_recorded_and_the_search_goes_on(
   assert small_search(tmp_path, **schemes_).trials == found.trials
 
 
-def test_a_supernet_beyond_memory_fails_with_what_to_set(tmp_path, monkeypatch):
-  def run_short(*args):
-    return jax.block_until_ready(jnp.zeros(1 << 46, jnp.uint8))
-
-  monkeypatch.setattr(parallel, 'make_parallel', lambda *_, **__: run_short)
+@pytest.mark.usefixtures('short_of_memory')
+def test_a_supernet_beyond_memory_fails_with_what_to_set(tmp_path):
   with pytest.raises(train.TrainingError) as raised:
     small_search(tmp_path, schemes=('1',), num_trials=1)
   assert 'scale1: memory does not suffice (RESOURCE_EXH' in str(raised.value)

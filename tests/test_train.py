@@ -140,15 +140,9 @@ def test_a_network_learns_a_batch_by_heart(loss):
   assert values[-1] < better
 
 
-def run_short(*args):
-  """Asks for 64 TiB."""
-  del args
-  return jax.block_until_ready(jnp.zeros(1 << 46, jnp.uint8))
-
-
+@pytest.mark.usefixtures('short_of_memory')
 @pytest.mark.parametrize('remat', [False, True])
-def test_want_of_memory_names_the_settings(remat, tmp_path, monkeypatch):
-  monkeypatch.setattr(parallel, 'make_parallel', lambda *_, **__: run_short)
+def test_want_of_memory_names_the_settings(remat, tmp_path):
   c = config(num_steps=1)
   c.model.remat = remat
   with (
@@ -160,6 +154,14 @@ def test_want_of_memory_names_the_settings(remat, tmp_path, monkeypatch):
   assert message.startswith('train: memory does not suffice (RESOURCE_EXHAUS')
   assert 'lower train.batch_size or data.crop, in a new workdir' in message
   assert ('set model.remat=True' in message) != remat
+
+
+def test_memory_of_the_host_is_memory():
+  with (
+    pytest.raises(train_lib.TrainingError, match='lower a or data.crop'),
+    train_lib.explaining_memory(config(), what='', batch_size='a'),
+  ):
+    np.empty(1 << 60, np.uint8)
 
 
 def test_other_errors_are_not_of_memory():

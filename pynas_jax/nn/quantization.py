@@ -72,6 +72,7 @@ def kernel_levels() -> int:
 
   x86 without VNNI adds two products of 8 bits in 16, which cut off what is
   beyond: they hold 2 * 255 * 64. So with 7 bits, it computes as others do.
+  Source: OpenVINO's documentation, "Saturation (overflow) issue workaround".
   """
   is_x86 = platform.machine().lower() in ('x86_64', 'amd64')
   _, features = parallel.processor()

@@ -457,13 +457,13 @@ class Network(nn.Module):
     weights = betas = None
     if gates is not None:
       weights, betas = self._dense(gates)
+    make_level = nn.remat(Level) if self.remat else Level
     for layer in range(1, len(self.cells) + 1):
       current = {}
       for level in self._levels(layer):
         sources, into = self._into(layer, level, before, betas)
         second = min(level, max(earlier)) if gates is not None else max(earlier)
-        make = nn.remat(Level) if self.remat else Level
-        output = make(
+        output = make_level(
           self.widths[level], self.cells[layer - 1], self.nodes,
           self.sep_repeats, self.share_cells, dtype,
           name=f'layer{layer}_level{level}',
