@@ -79,6 +79,38 @@ def test_transposed_conv2d_is_the_native_one():
   )  # fmt: skip
 
 
+@pytest.mark.skipif(
+  jax.__version_info__ < (0, 12), reason='XLA for CPUs orders them itself'
+)
+@pytest.mark.parametrize('dilation', [1, 2])
+def test_gradients_in_turn_take_less_memory(monkeypatch, dilation):
+  def loss(kernels, x):
+    for kernel in kernels:
+      x = x + jax.nn.relu(ops.conv2d(x, kernel, dilation))
+    return (x**2).mean()
+
+  rng = np.random.default_rng(0)
+  x = jnp.asarray(rng.normal(size=(2, 128, 128, 32)), jnp.float32)
+  kernels = jnp.asarray(rng.normal(size=(3, 3, 3, 32, 32)) / 20, jnp.float32)
+
+  def compile_gradient():
+    # A function of its own, that what is traced is not the one before.
+    program = jax.jit(lambda *args: jax.grad(loss)(*args))
+    return program.lower(kernels, x).compile()
+
+  in_turn = compile_gradient()
+  monkeypatch.setattr(ops, '_both_first', lambda x, y: (x, y))
+  at_once = compile_gradient()
+  np.testing.assert_allclose(
+    in_turn(kernels, x), at_once(kernels, x), rtol=1e-4, atol=1e-6
+  )
+  temporaries = [
+    program.memory_analysis().temp_size_in_bytes
+    for program in (in_turn, at_once)
+  ]
+  assert temporaries[0] <= temporaries[1] - x.nbytes / 2
+
+
 def test_every_operator_of_a_genotype_can_be_built():
   assert tuple(ops.OPS) == genotype.OPERATORS
 

@@ -102,16 +102,22 @@ def _conv2d_forward(x, kernel, dilation, pad):
 
 def _conv2d_backward(dilation, pad, saved, grad):
   x, kernel = saved
-  size, _, c_in, c_out = kernel.shape
+  size = kernel.shape[0]
   if pad is None:
     pad = dilation * (size // 2)
   other_pad = dilation * (size - 1) - pad
+  if size > 1:  # A product needs no copies of x.
+    x, grad = _both_first(x, grad)
+  kernel_grad = _kernel_grad(x, grad, size, dilation, pad, other_pad)
+  kernel_grad, grad = _both_first(kernel_grad, grad)
   flipped = kernel[::-1, ::-1].swapaxes(2, 3)
-  x_grad = _conv2d(grad, flipped, dilation, other_pad)
+  return _conv2d(grad, flipped, dilation, other_pad), kernel_grad
+
+
+def _kernel_grad(x, grad, size, dilation, pad, other_pad):
   if size == 1:  # A product of matrices.
     pixels = (0, 1, 2)
-    kernel_grad = lax.dot_general(x, grad, ((pixels, pixels), ((), ())))
-    return x_grad, kernel_grad[None, None]
+    return lax.dot_general(x, grad, ((pixels, pixels), ((), ())))[None, None]
 
   if dilation > 1:  # A plain convolution of each phase of the pixels.
     x, grad = _phases(x, dilation), _phases(grad, dilation)
@@ -119,10 +125,27 @@ def _conv2d_backward(dilation, pad, saved, grad):
 
   # Or the other way round: x slides over the gradient. It is fast where the
   # kernel has the more channels, and is not larger than the image.
-  if c_out < c_in or size % 2 == 0:
+  if grad.shape[3] < x.shape[3] or size % 2 == 0:
     kernel_grad = _correlate(grad, x, other_pad)[:, ::-1, ::-1]
-    return x_grad, kernel_grad.transpose(1, 2, 3, 0)
-  return x_grad, _correlate(x, grad, pad).transpose(1, 2, 0, 3)
+    return kernel_grad.transpose(1, 2, 3, 0)
+  return _correlate(x, grad, pad).transpose(1, 2, 0, 3)
+
+
+def _both_first(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Returns two arrays, neither of which is used before both are computed.
+
+  Left to itself, XLA:CPU makes copies of what a gradient needs, padded or
+  transposed, long before it, and keeps them all. Both results have to be used:
+  an array whose result is not is not waited for.
+
+  Args:
+    x: Of any shape.
+    y: Of any shape.
+
+  Returns:
+    (x, y).
+  """
+  return lax.optimization_barrier((x, y))
 
 
 _conv2d.defvjp(_conv2d_forward, _conv2d_backward)
@@ -278,6 +301,7 @@ def _depthwise_conv2d_backward(saved, grad):
     return (lax.dynamic_slice(padded, start, x.shape) * grad).sum((0, 1, 2))
 
   kernel_grad = lax.map(tap_grad, jnp.arange(size * size))
+  kernel_grad, grad = _both_first(kernel_grad, grad)
   x_grad = _depthwise_conv2d(grad, kernel[::-1, ::-1])
   return x_grad, kernel_grad.reshape(kernel.shape)
 

@@ -86,7 +86,9 @@ def correlate(x: jax.Array, grad: jax.Array, *, pad: int) -> jax.Array:
     products = lax.dot_general(*factors, ((tiles, tiles), (points, points)))
     return total + products.reshape(total.shape)
 
-  total = jnp.zeros((size, size, c_in, c_out), x.dtype)
+  # Zeros that wait for the gradient: else XLA makes them first of all.
+  zero, grad = lax.optimization_barrier((jnp.zeros((), x.dtype), grad))
+  total = jnp.full((size, size, c_in, c_out), zero)
   total = lax.fori_loop(0, bands, add_band, total)
   total = jnp.stack(_combine(to_taps.T, total), axis=1)  # [size, k, C, D].
   return jnp.stack(_combine(to_taps.T, total)).transpose(2, 0, 1, 3)
