@@ -1,5 +1,7 @@
 """Operators: values and gradients against JAX's own convolutions; counts."""
 
+import functools
+
 import jax
 from jax import lax
 import jax.numpy as jnp
@@ -63,8 +65,10 @@ def test_conv2d_is_the_native_convolution(
   )  # fmt: skip
 
 
-def test_depthwise_conv2d_is_the_native_grouped_convolution():
+@pytest.mark.parametrize('bands', [1, 2, 4, 9, 99])
+def test_depthwise_conv2d_is_the_native_grouped_convolution(bands, monkeypatch):
   x, kernel = normal(0, 2, 9, 7, 4), normal(1, 3, 3, 4)
+  monkeypatch.setattr(ops, '_BAND_BYTES', x.nbytes // bands)
   assert_same_function(
     ops.depthwise_conv2d,
     lambda x, k: reference_conv(x, k[:, :, None], groups=4), x, kernel,
@@ -90,8 +94,8 @@ def test_gradients_in_turn_take_less_memory(monkeypatch, dilation):
     return (x**2).mean()
 
   rng = np.random.default_rng(0)
-  x = jnp.asarray(rng.normal(size=(2, 128, 128, 32)), jnp.float32)
-  kernels = jnp.asarray(rng.normal(size=(3, 3, 3, 32, 32)) / 20, jnp.float32)
+  x = jnp.asarray(rng.normal(size=(2, 128, 128, 16)), jnp.float32)
+  kernels = jnp.asarray(rng.normal(size=(3, 3, 3, 16, 16)) / 20, jnp.float32)
 
   def compile_gradient():
     # A function of its own, that what is traced is not the one before.
@@ -109,6 +113,29 @@ def test_gradients_in_turn_take_less_memory(monkeypatch, dilation):
     for program in (in_turn, at_once)
   ]
   assert temporaries[0] <= temporaries[1] - x.nbytes / 2
+
+
+@pytest.mark.parametrize(
+  ('function', 'kernel_shape'),
+  [
+    (ops.conv2d, (3, 3, 32, 32)),
+    (functools.partial(ops.conv2d, dilation=2), (3, 3, 32, 32)),
+    (ops.depthwise_conv2d, (3, 3, 32)),
+  ],
+  ids=['conv', 'dilated', 'depthwise'],
+)
+def test_large_kernel_gradients_make_no_copies(function, kernel_shape):
+  if jax.default_backend() != 'cpu':
+    pytest.skip('for processors')
+
+  def gradient(x, kernel, grad):
+    return jax.vjp(lambda kernel: function(x, kernel), kernel)[1](grad)
+
+  x = jax.ShapeDtypeStruct((2, 256, 256, 32), jnp.float32)
+  kernel = jax.ShapeDtypeStruct(kernel_shape, jnp.float32)
+  program = jax.jit(gradient).lower(x, kernel, x).compile()
+  temporaries = program.memory_analysis().temp_size_in_bytes
+  assert temporaries < 4 * x.size / 2
 
 
 def test_every_operator_of_a_genotype_can_be_built():

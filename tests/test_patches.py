@@ -37,6 +37,15 @@ def test_eight_patches_are_four_rows_and_two_columns_as_published():
   assert genotype.grids((1, 2, 4, 8)) == ((1, 1), (2, 1), (2, 2), (4, 2))
 
 
+@pytest.mark.parametrize('top', [-2, 0, 1, 3, 5])
+def test_window_has_zeros_around_the_image(top):
+  x = image(2, 5, 4, 3)
+  rows = np.pad(x, ((0, 0), (2, 9), (2, 1), (0, 0)))[:, top + 2 :]
+  for height in (1, 4, 8):  # Fewer rows than the image has, and more.
+    found = patches.window(x, top, before=2, sides=(height, 7))
+    np.testing.assert_array_equal(found, rows[:, :height])
+
+
 def test_split_names_the_way_out():
   with pytest.raises(ValueError, match='5x6; pad it first'):
     patches.split(image(1, 5, 6, 3), rows=2, cols=1)

@@ -13,26 +13,32 @@ from pynas_jax.nn import winograd
 @pytest.mark.parametrize('taps', range(1, winograd.MAX_TAPS + 1))
 @pytest.mark.parametrize('band_bytes', [1, 6000, 2**30])
 @pytest.mark.parametrize(
-  ('shape', 'pad'),
-  [((2, 8, 8, 4), 1), ((1, 29, 14, 3), 2), ((3, 5, 6, 2), 0)],
-)
+  ('shape', 'pad', 'dilation'),
+  [
+    ((2, 8, 8, 4), 1, 1), ((1, 29, 14, 3), 2, 1), ((3, 5, 6, 2), 0, 1),
+    ((2, 19, 14, 3), 2, 2), ((1, 13, 27, 2), 3, 3),
+  ],
+)  # fmt: skip
 def test_correlation_is_the_sum(
-  taps, band_bytes, shape, pad, jax_is_old, monkeypatch
+  taps, band_bytes, shape, pad, dilation, jax_is_old, monkeypatch
 ):
   """In bands of one row of tiles, of some, whole or not, and of all."""
   monkeypatch.setattr(winograd, '_JAX_IS_OLD', jax_is_old)
   monkeypatch.setattr(winograd, '_BAND_BYTES', band_bytes)
   images, height, width, channels = shape
-  sides = (height + 2 * pad - taps + 1, width + 2 * pad - taps + 1)
+  reach = dilation * (taps - 1)
+  sides = (height + 2 * pad - reach, width + 2 * pad - reach)
   rng = np.random.default_rng(0)
   x = rng.standard_normal(shape)
   grad = rng.standard_normal((images, *sides, 5))
   padded = np.pad(x, [(0, 0), (pad, pad), (pad, pad), (0, 0)])
   windows = np.lib.stride_tricks.sliding_window_view(padded, sides, (1, 2))
+  windows = windows[:, ::dilation, ::dilation]
   expected = np.einsum('nabchw,nhwd->cabd', windows, grad)
   found = winograd.correlate(
-    jnp.asarray(x, jnp.float32), jnp.asarray(grad, jnp.float32), pad=pad
-  )
+    jnp.asarray(x, jnp.float32), jnp.asarray(grad, jnp.float32), pad=pad,
+    dilation=dilation,
+  )  # fmt: skip
   assert found.shape == (channels, taps, taps, 5)
   np.testing.assert_allclose(found, expected, atol=1e-5 * abs(expected).max())
 

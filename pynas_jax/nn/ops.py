@@ -57,6 +57,7 @@ _DIMENSIONS = ('NHWC', 'HWIO', 'NHWC')
 # those of fewer products for each tap are not worth compiling them.
 _WINOGRAD_CHANNELS = 32
 _WINOGRAD_PRODUCTS = 2**23
+_BAND_BYTES = 2**21  # Of features at a time, in depthwise kernel gradients.
 # XLA:CPU of jax 0.10 takes up to four times as long for those of fewer images.
 _MIN_IMAGES = 8 if jax.__version_info__ < (0, 11) else 1
 
@@ -119,16 +120,12 @@ def _kernel_grad(x, grad, size, dilation, pad, other_pad):
     pixels = (0, 1, 2)
     return lax.dot_general(x, grad, ((pixels, pixels), ((), ())))[None, None]
 
-  if dilation > 1:  # A plain convolution of each phase of the pixels.
-    x, grad = _phases(x, dilation), _phases(grad, dilation)
-    pad, other_pad = pad // dilation, other_pad // dilation
-
   # Or the other way round: x slides over the gradient. It is fast where the
   # kernel has the more channels, and is not larger than the image.
   if grad.shape[3] < x.shape[3] or size % 2 == 0:
-    kernel_grad = _correlate(grad, x, other_pad)[:, ::-1, ::-1]
+    kernel_grad = _correlate(grad, x, other_pad, dilation)[:, ::-1, ::-1]
     return kernel_grad.transpose(1, 2, 3, 0)
-  return _correlate(x, grad, pad).transpose(1, 2, 0, 3)
+  return _correlate(x, grad, pad, dilation).transpose(1, 2, 0, 3)
 
 
 def _both_first(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -151,49 +148,55 @@ def _both_first(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
 _conv2d.defvjp(_conv2d_forward, _conv2d_backward)
 
 
-def _correlate(x: jax.Array, grad: jax.Array, pad: int) -> jax.Array:
+def _correlate(
+  x: jax.Array, grad: jax.Array, pad: int, dilation: int
+) -> jax.Array:
   """Returns the sums over images and pixels of x, shifted, times grad.
 
-  That is a convolution whose batch is C and whose kernel is the gradient.
+  That is a convolution whose batch is C and whose kernel is the gradient; of
+  each phase of the pixels, if the taps are dilated.
 
   Args:
     x: [B, H, W, C].
-    grad: [B, H + 2 * pad - k + 1, W + 2 * pad - k + 1, D].
-    pad: Zeros on each side of x, pixels.
+    grad: [B, H + 2 * pad - r, W + 2 * pad - r, D], r = dilation * (k - 1).
+    pad: Zeros on each side of x, pixels; r / 2 if the taps are dilated.
+    dilation: Distance between taps, pixels.
 
   Returns:
     [C, k, k, D], by tap.
   """
   return lax.platform_dependent(
     x, grad,
-    cpu=functools.partial(_correlate_on_cpu, pad=pad),
-    default=functools.partial(_correlate_elsewhere, pad=pad),
+    cpu=functools.partial(_correlate_on_cpu, pad=pad, dilation=dilation),
+    default=functools.partial(_correlate_elsewhere, pad=pad, dilation=dilation),
   )  # fmt: skip
 
 
-def _correlate_elsewhere(x, grad, *, pad):
+def _correlate_elsewhere(x, grad, *, pad, dilation=1):
   """The same, as JAX writes the gradient of a convolution itself."""
+  x, grad, pad = _phases(x, dilation), _phases(grad, dilation), pad // dilation
   return lax.conv_general_dilated(
     x, grad, (1, 1), [(pad, pad)] * 2,
     dimension_numbers=('CHWN', 'IHWO', 'NHWC'),
   )  # fmt: skip
 
 
-def _correlate_on_cpu(x, grad, *, pad):
+def _correlate_on_cpu(x, grad, *, pad, dilation=1):
   """The same by Winograd's products, where they gain, or transposed explicitly.
 
   XLA:CPU has fast paths for convolutions that are.
 
   Strides, as of a dilated convolution without phases, have none.
   """
-  reach = x.shape[1] + 2 * pad - grad.shape[1]
+  reach = (x.shape[1] + 2 * pad - grad.shape[1]) // dilation
   if (
     reach < winograd.MAX_TAPS
     and min(x.shape[3], grad.shape[3]) >= _WINOGRAD_CHANNELS
     and grad.size * x.shape[3] >= _WINOGRAD_PRODUCTS
     and x.dtype == jnp.float32
   ):
-    return winograd.correlate(x, grad, pad=pad)
+    return winograd.correlate(x, grad, pad=pad, dilation=dilation)
+  x, grad, pad = _phases(x, dilation), _phases(grad, dilation), pad // dilation
   strips, row_pad = max(1, _MIN_IMAGES // len(x)), pad
   while grad.shape[1] % strips:
     strips -= 1
@@ -293,17 +296,38 @@ def _depthwise_conv2d_forward(x, kernel):
 
 def _depthwise_conv2d_backward(saved, grad):
   x, kernel = saved
-  size = kernel.shape[0]
-  padded = _pad_spatially(x, size)
-
-  def tap_grad(tap):  # A loop: unrolled, it takes seconds more to compile.
-    start = (0, tap // size, tap % size, 0)
-    return (lax.dynamic_slice(padded, start, x.shape) * grad).sum((0, 1, 2))
-
-  kernel_grad = lax.map(tap_grad, jnp.arange(size * size))
+  bands = min(x.shape[1], -(-x.nbytes // _BAND_BYTES))
+  on_cpu, elsewhere = (
+    functools.partial(_depthwise_kernel_grad, size=len(kernel), bands=n)
+    for n in (bands, 1)
+  )
+  kernel_grad = lax.platform_dependent(x, grad, cpu=on_cpu, default=elsewhere)
   kernel_grad, grad = _both_first(kernel_grad, grad)
-  x_grad = _depthwise_conv2d(grad, kernel[::-1, ::-1])
-  return x_grad, kernel_grad.reshape(kernel.shape)
+  return _depthwise_conv2d(grad, kernel[::-1, ::-1]), kernel_grad
+
+
+def _depthwise_kernel_grad(x, grad, *, size, bands):
+  """In bands of rows that stay in the cache for all taps."""
+  _, height, width, channels = x.shape
+  rows = -(-height // bands)
+  pad = size // 2
+
+  def add_band(band, total):
+    sides = (rows + 2 * pad, width + 2 * pad)
+    pixels = patches.window(x, band * rows - pad, before=pad, sides=sides)
+    grads = patches.window(grad, band * rows, before=0, sides=(rows, width))
+
+    def tap_grad(tap):  # A loop: unrolled, it takes seconds more to compile.
+      start = (0, tap // size, tap % size, 0)
+      products = lax.dynamic_slice(pixels, start, grads.shape) * grads
+      return products.sum((0, 1, 2), dtype=total.dtype)
+
+    return total + lax.map(tap_grad, jnp.arange(size**2))
+
+  accumulator = jnp.promote_types(x.dtype, jnp.float32)
+  total = jnp.zeros((size**2, channels), accumulator)
+  total = lax.fori_loop(0, -(-height // rows), add_band, total)
+  return total.reshape(size, size, channels).astype(x.dtype)
 
 
 _depthwise_conv2d.defvjp(

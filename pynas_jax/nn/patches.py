@@ -118,6 +118,36 @@ def pad_to_multiple(image: jax.Array, *, height: int, width: int) -> jax.Array:
   return jnp.pad(image, [*pads, (0, 0)], mode='reflect')
 
 
+def window(
+  image: jax.Array, top: jax.Array, *, before: int, sides: tuple[int, int]
+) -> jax.Array:
+  """Returns some rows of images, whole, with zeros around the images.
+
+  In a loop over such bands none of them is kept, as a padded copy would be.
+
+  Args:
+    image: [B, H, W, C].
+    top: i32[], the first row, from -before to H.
+    before: Zeros above and left of the images, pixels.
+    sides: Rows and columns; the latter before + W or more.
+
+  Returns:
+    [B, *sides, C].
+
+  >>> window(jnp.ones((1, 8, 4, 1)), 7, before=1, sides=(3, 6))[0, :, 1, 0]
+  Array([1., 0., 0.], dtype=float32)
+  """
+  chex.assert_rank(image, 4)
+  (rows, columns), (_, height, width, _) = sides, image.shape
+  inside = min(rows, height)
+  start = jnp.clip(top, 0, height - inside)
+  x = jax.lax.dynamic_slice_in_dim(image, start, inside, axis=1)
+  pads = ((before, rows), (before, columns - before - width))
+  x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+  x = jax.lax.dynamic_slice_in_dim(x, top - start + before, rows, axis=1)
+  return jax.lax.optimization_barrier(x)  # Else it is made for each use.
+
+
 def space_to_depth(image: jax.Array, *, factor: int) -> jax.Array:
   """Folds `factor` x `factor` pixels into channels.
 

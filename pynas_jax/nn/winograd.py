@@ -18,6 +18,8 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
+from pynas_jax.nn import patches
+
 _TILE = 4  # Gradients, a side.
 _BAND_BYTES = 2**19  # Of pixels at a time: so much stays in the cache.
 _POINTS = (0, 1, -1, 2, -2, 1 / 2, -1 / 2)  # And infinity.
@@ -48,13 +50,17 @@ def _matrices(taps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   return of_pixels.round(12), values(_TILE), values(taps)
 
 
-def correlate(x: jax.Array, grad: jax.Array, *, pad: int) -> jax.Array:
+def correlate(
+  x: jax.Array, grad: jax.Array, *, pad: int, dilation: int = 1
+) -> jax.Array:
   """Returns the sums over images and pixels of x, shifted, times grad.
 
   Args:
     x: f32[B, H, W, C].
-    grad: f32[B, H + 2 * pad - k + 1, W + 2 * pad - k + 1, D], k <= `MAX_TAPS`.
+    grad: f32[B, H + 2 * pad - r, W + 2 * pad - r, D], where taps reach over
+      r = dilation * (k - 1) pixels, and k <= `MAX_TAPS`.
     pad: Zeros on each side of x, pixels.
+    dilation: Distance between taps, pixels.
 
   Returns:
     f32[C, k, k, D], by tap.
@@ -62,24 +68,34 @@ def correlate(x: jax.Array, grad: jax.Array, *, pad: int) -> jax.Array:
   chex.assert_rank([x, grad], 4)
   batch, height, width, c_in = x.shape
   _, *sides, c_out = grad.shape
-  taps = height + 2 * pad - sides[0] + 1
+  reach = height + 2 * pad - sides[0]
+  taps = reach // dilation + 1
   chex.assert_scalar_in(taps, 1, MAX_TAPS)
-  chex.assert_shape(grad, (batch, None, width + 2 * pad - taps + 1, None))
+  chex.assert_equal(reach % dilation, 0)
+  chex.assert_shape(grad, (batch, None, width + 2 * pad - reach, None))
   of_pixels, of_gradients, to_taps = _matrices(taps)
-  rows, columns = (-(-side // _TILE) for side in sides)  # Of tiles.
-  row_bytes = 4 * batch * _TILE * width * c_in
+  block = _TILE * dilation  # Whose pixels are tiles, interleaved.
+  rows, columns = (-(-side // block) for side in sides)  # Of blocks.
+  row_bytes = 4 * batch * block * width * c_in
   band_rows = min(rows, max(1, _BAND_BYTES // row_bytes))
   bands = -(-rows // band_rows)  # All of them whole.
-  x = _cut(x, bands * band_rows, columns, taps=taps, before=pad)
-  grad = _cut(grad, bands * band_rows, columns, taps=1, before=0)
   size = len(of_pixels)
+
+  def transform(x, matrix, band, before):
+    """Both sides of every tile of a band times the matrix."""
+    more = -(-(matrix.shape[1] - _TILE) // _TILE)  # Blocks that tiles reach to.
+    top = band * band_rows * block - before
+    sides = (block * (band_rows + more), block * (columns + more))
+    x = patches.window(x, top, before=before, sides=sides)
+    x = _transform(x, matrix, 1, band_rows, dilation)
+    return _transform(x, matrix, 4, columns, dilation)
 
   def add_band(band, total):
     factors = [
-      _transform(array, matrix, band * band_rows, band_rows, columns)
-      for array, matrix in ((x, of_pixels), (grad, of_gradients))
-    ]
-    points, tiles = (0, 1), (2, 3, 4)
+      transform(x, of_pixels, band, pad), transform(grad, of_gradients, band, 0)
+    ]  # fmt: skip
+    # [M, M, B, rows, dilation, columns, dilation, C].
+    points, tiles = (0, 1), (2, 3, 4, 5, 6)
     if _JAX_IS_OLD:  # It is slow at laying out the first factor for this.
       factors = [y.reshape(size**2, -1, y.shape[-1]) for y in factors]
       points, tiles = (0,), (1,)
@@ -94,60 +110,29 @@ def correlate(x: jax.Array, grad: jax.Array, *, pad: int) -> jax.Array:
   return jnp.stack(_combine(to_taps.T, total)).transpose(2, 0, 1, 3)
 
 
-def _cut(
-  x: jax.Array, rows: int, columns: int, *, taps: int, before: int
-) -> jax.Array:
-  """Returns x with zeros around, cut into rows of tiles.
-
-  Args:
-    x: [B, H, W, C].
-    rows: Of tiles.
-    columns: Of tiles.
-    taps: k, which tiles reach beyond their own pixels for.
-    before: Zeros above and left of x, pixels.
-
-  Returns:
-    [B, R, 4, 4 * columns + k - 1, C], R as many as the rows reach.
-  """
-  height = _TILE * (rows + -(-(taps - 1) // _TILE))
-  width = _TILE * columns + taps - 1
-  pads = [
-    (before, side - before - own)
-    for side, own in zip((height, width), x.shape[1:3], strict=True)
-  ]
-  x = jnp.pad(x, [(0, 0), *pads, (0, 0)])
-  return x.reshape(len(x), -1, _TILE, *x.shape[2:])
-
-
 def _transform(
-  x: jax.Array, matrix: np.ndarray, first: jax.Array, rows: int, columns: int
+  x: jax.Array, matrix: np.ndarray, axis: int, blocks: int, dilation: int
 ) -> jax.Array:
-  """Returns both sides of every tile of a band times the matrix.
+  """Returns one side of every tile times the matrix.
 
   Args:
-    x: [B, R, 4, W, C], of `_cut`.
-    matrix: [M, N], for tiles of N x N pixels, `_TILE` apart.
-    first: i32[], row of tiles that the band begins with.
-    rows: Of tiles in the band.
-    columns: Of tiles.
+    x: [..., S, ...], S whole blocks of `_TILE * dilation` pixels.
+    matrix: [M, N], for tiles whose side has N pixels.
+    axis: Of S.
+    blocks: Whose tiles are returned; others are only reached into.
+    dilation: Distance between the pixels of a tile, and number of tiles that
+      begin in a block.
 
   Returns:
-    [M, M, B, rows, columns, C], column by column.
+    [M, ..., blocks, dilation, ...].
   """
-  size = matrix.shape[1]
-  if _JAX_IS_OLD:  # It is slow at sums of slices whose place is not known.
-    reach = (size - 1) // _TILE
-    x = lax.dynamic_slice_in_dim(x, first, rows + reach, axis=1)
-    first = 0
-  shape = (x.shape[0], rows, 1, *x.shape[3:])
-  parts = [
-    lax.dynamic_slice(x, (0, first + i // _TILE, i % _TILE, 0, 0), shape)
-    for i in range(size)
-  ]
-  x = jnp.stack(_combine(matrix, [part[:, :, 0] for part in parts]))
-  x = lax.optimization_barrier(x)  # Fused, it would be computed many times.
-  span = _TILE * (columns - 1) + 1
-  parts = [lax.slice_in_dim(x, i, i + span, _TILE, axis=3) for i in range(size)]
+  shape = (*x.shape[:axis], -1, _TILE, dilation, *x.shape[axis + 1 :])
+  x = x.reshape(shape)
+  parts = []
+  for i in range(matrix.shape[1]):
+    part = lax.slice_in_dim(x, i // _TILE, i // _TILE + blocks, axis=axis)
+    parts.append(lax.index_in_dim(part, i % _TILE, axis + 1, keepdims=False))
+  # Fused, it would be computed many times.
   return lax.optimization_barrier(jnp.stack(_combine(matrix, parts)))
 
 
