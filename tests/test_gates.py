@@ -79,6 +79,19 @@ def test_rescaling_keeps_the_probabilities_of_the_others():
   np.testing.assert_allclose(ratio, updated, rtol=1e-5)
 
 
+@pytest.mark.parametrize('seed', range(5))
+def test_gradients_of_odds_are_of_the_two_paths_alone(seed):
+  """Exactly: Adam makes steps of what is not zero, however small."""
+  rng = np.random.default_rng(seed)
+  alphas = jnp.asarray(rng.normal(size=(8, 5)), jnp.float32)
+  a, b = (tuple(rng.integers(5, size=8).tolist()) for _ in range(2))
+  gradient = jax.jit(jax.grad(gates.log_odds))(
+    alphas, gates.fixed(a), gates.fixed(b)
+  )
+  expected = np.eye(5)[list(a)] - np.eye(5)[list(b)]
+  np.testing.assert_array_equal(gradient, expected)
+
+
 def test_mixture_and_argmax_and_fixed():
   mixture = gates.mixture(ALPHAS)
   np.testing.assert_allclose(mixture.weight, jax.nn.softmax(ALPHAS))

@@ -282,7 +282,7 @@ def make_alpha_step(
       losses_ = [loss_fn(state.params, gates, batch)[0] for gates in (a, b)]
       loss_a, loss_b = jax.lax.stop_gradient(parallel.mean(losses_))
       # The gradient of the expected loss; each is the other's baseline.
-      odds = gates_lib.log_prob(alphas, a) - gates_lib.log_prob(alphas, b)
+      odds = gates_lib.log_odds(alphas, a, b)
       surrogate = 0.5 * (loss_a - loss_b) * odds
       loss = 0.5 * (loss_a + loss_b)
       loss = cost_term(loss, alphas) if cost_term else loss
