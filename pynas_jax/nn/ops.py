@@ -296,38 +296,47 @@ def _depthwise_conv2d_forward(x, kernel):
 
 def _depthwise_conv2d_backward(saved, grad):
   x, kernel = saved
+  size = len(kernel)
   bands = min(x.shape[1], -(-x.nbytes // _BAND_BYTES))
-  on_cpu, elsewhere = (
-    functools.partial(_depthwise_kernel_grad, size=len(kernel), bands=n)
-    for n in (bands, 1)
-  )
-  kernel_grad = lax.platform_dependent(x, grad, cpu=on_cpu, default=elsewhere)
+  if bands == 1:
+    kernel_grad = _depthwise_kernel_grad(x, grad, size)
+  else:
+    in_bands = functools.partial(_banded_kernel_grad, size=size, bands=bands)
+    whole = functools.partial(_depthwise_kernel_grad, size=size)
+    kernel_grad = lax.platform_dependent(x, grad, cpu=in_bands, default=whole)
+  kernel_grad = kernel_grad.reshape(kernel.shape).astype(kernel.dtype)
   kernel_grad, grad = _both_first(kernel_grad, grad)
   return _depthwise_conv2d(grad, kernel[::-1, ::-1]), kernel_grad
 
 
-def _depthwise_kernel_grad(x, grad, *, size, bands):
-  """In bands of rows that stay in the cache for all taps."""
-  _, height, width, channels = x.shape
+def _depthwise_kernel_grad(x, grad, size):
+  return _tap_grads(_pad_spatially(x, size), grad, size)
+
+
+def _banded_kernel_grad(x, grad, size, bands):
+  """The same, of bands of rows that stay in the cache for all taps."""
+  _, height, width, _ = x.shape
   rows = -(-height // bands)
   pad = size // 2
 
-  def add_band(band, total):
+  def band_grad(band):
     sides = (rows + 2 * pad, width + 2 * pad)
     pixels = patches.window(x, band * rows - pad, before=pad, sides=sides)
     grads = patches.window(grad, band * rows, before=0, sides=(rows, width))
+    return _tap_grads(pixels, grads, size)
 
-    def tap_grad(tap):  # A loop: unrolled, it takes seconds more to compile.
-      start = (0, tap // size, tap % size, 0)
-      products = lax.dynamic_slice(pixels, start, grads.shape) * grads
-      return products.sum((0, 1, 2), dtype=total.dtype)
+  return lax.map(band_grad, jnp.arange(-(-height // rows))).sum(axis=0)
 
-    return total + lax.map(tap_grad, jnp.arange(size**2))
 
-  accumulator = jnp.promote_types(x.dtype, jnp.float32)
-  total = jnp.zeros((size**2, channels), accumulator)
-  total = lax.fori_loop(0, -(-height // rows), add_band, total)
-  return total.reshape(size, size, channels).astype(x.dtype)
+def _tap_grads(padded, grad, size):
+  """Returns sums over images and pixels, [size * size, C], float32 or more."""
+
+  def tap_grad(tap):  # A loop: unrolled, it takes seconds more to compile.
+    start = (0, tap // size, tap % size, 0)
+    products = lax.dynamic_slice(padded, start, grad.shape) * grad
+    return products.sum((0, 1, 2), dtype=jnp.promote_types(grad, jnp.float32))
+
+  return lax.map(tap_grad, jnp.arange(size**2))
 
 
 _depthwise_conv2d.defvjp(
