@@ -334,7 +334,8 @@ def _tap_grads(padded, grad, size):
   def tap_grad(tap):  # A loop: unrolled, it takes seconds more to compile.
     start = (0, tap // size, tap % size, 0)
     products = lax.dynamic_slice(padded, start, grad.shape) * grad
-    return products.sum((0, 1, 2), dtype=jnp.promote_types(grad, jnp.float32))
+    exact = jnp.promote_types(grad.dtype, jnp.float32)
+    return products.sum((0, 1, 2), dtype=exact)
 
   return lax.map(tap_grad, jnp.arange(size**2))
 
