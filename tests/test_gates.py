@@ -79,6 +79,12 @@ def test_rescaling_keeps_the_probabilities_of_the_others():
   np.testing.assert_allclose(ratio, updated, rtol=1e-5)
 
 
+def test_odds_have_no_rounding_errors_of_probabilities():
+  alphas = jnp.asarray([[100.0, 1e-3, 2e-3]])
+  odds = gates.log_odds(alphas, gates.fixed((1,)), gates.fixed((2,)))
+  np.testing.assert_allclose(odds, -1e-3, rtol=1e-6)
+
+
 @pytest.mark.parametrize('seed', range(5))
 def test_gradients_of_odds_are_of_the_two_paths_alone(seed):
   """Exactly: Adam makes steps of what is not zero, however small."""

@@ -106,8 +106,8 @@ def rescale(old: jax.Array, new: jax.Array, pair: jax.Array) -> jax.Array:
 def log_odds(alphas: jax.Array, a: Gates, b: Gates) -> jax.Array:
   """Returns how much likelier one path is drawn than another, as a logarithm.
 
-  Their softmax cancels: of its gradient rounding errors would be left, which
-  Adam takes for a direction.
+  Their softmax cancels. Computed all the same, it leaves rounding errors in the
+  gradient, in some programs, and Adam takes them for a direction.
 
   >>> float(log_odds(jnp.array([[1.0, 0.0, 0.5]]), fixed((0,)), fixed((1,))))
   1.0

@@ -181,7 +181,7 @@ def _correlate_elsewhere(x, grad, *, pad, dilation=1):
   )  # fmt: skip
 
 
-def _correlate_on_cpu(x, grad, *, pad, dilation=1):
+def _correlate_on_cpu(x, grad, *, pad, dilation):
   """The same by Winograd's products, where they gain, or transposed explicitly.
 
   XLA:CPU has fast paths for convolutions that are.
@@ -310,6 +310,7 @@ def _depthwise_conv2d_backward(saved, grad):
 
 
 def _depthwise_kernel_grad(x, grad, size):
+  """Returns the gradient of each tap, [size * size, C], float32 or more."""
   return _tap_grads(_pad_spatially(x, size), grad, size)
 
 
@@ -329,7 +330,7 @@ def _banded_kernel_grad(x, grad, size, bands):
 
 
 def _tap_grads(padded, grad, size):
-  """Returns sums over images and pixels, [size * size, C], float32 or more."""
+  """The same, of features with the zeros around them."""
 
   def tap_grad(tap):  # A loop: unrolled, it takes seconds more to compile.
     start = (0, tap // size, tap % size, 0)

@@ -81,20 +81,19 @@ def correlate(
   bands = -(-rows // band_rows)  # All of them whole.
   size = len(of_pixels)
 
-  def transform(x, matrix, band, before):
-    """Both sides of every tile of a band times the matrix."""
+  def transform(array, matrix, band, before):
+    """[M, M, B, rows, dilation, columns, dilation, C], of a band's tiles."""
     more = -(-(matrix.shape[1] - _TILE) // _TILE)  # Blocks that tiles reach to.
     top = band * band_rows * block - before
     sides = (block * (band_rows + more), block * (columns + more))
-    x = patches.window(x, top, before=before, sides=sides)
-    x = _transform(x, matrix, 1, band_rows, dilation)
-    return _transform(x, matrix, 4, columns, dilation)
+    pixels = patches.window(array, top, before=before, sides=sides)
+    by_row = _transform(pixels, matrix, 1, band_rows, dilation)
+    return _transform(by_row, matrix, 4, columns, dilation)
 
   def add_band(band, total):
     factors = [
       transform(x, of_pixels, band, pad), transform(grad, of_gradients, band, 0)
     ]  # fmt: skip
-    # [M, M, B, rows, dilation, columns, dilation, C].
     points, tiles = (0, 1), (2, 3, 4, 5, 6)
     if _JAX_IS_OLD:  # It is slow at laying out the first factor for this.
       factors = [y.reshape(size**2, -1, y.shape[-1]) for y in factors]
